@@ -1,0 +1,1 @@
+"""BLIP-2: zero-shot captions and VQA, QLoRA on VQAv2, before/after report."""

@@ -1,0 +1,1 @@
+"""What two or more experiments need: options, loading, data, answering, scoring, reports."""

@@ -1,0 +1,1 @@
+"""The embedded default: pictures, datasets in official layouts, small trained checkpoints."""
