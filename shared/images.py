@@ -1,0 +1,85 @@
+"""Opening and checking pictures.
+
+A picture is decoded once, turned as its EXIF says, and brought to RGB; whatever is wrong with it
+becomes one `ImageError` that names the file. `header_size` reads only the header, for checks over
+many files before training starts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.options import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb, made an error instead of a warning
+
+
+class ImageError(UserError):
+    """A picture that cannot be used; the message names the file and the reason."""
+
+
+def open_image(path: Path | str) -> Image:
+    """The picture as an RGB PIL image, EXIF rotation applied, fully decoded.
+
+    Raises ImageError for a missing, truncated, oversized or non-image file.
+    """
+    from PIL import Image, ImageOps
+
+    header_size(path)
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{path}: broken picture ({error})") from error
+
+
+def to_rgb(image: Image) -> Image:
+    """RGB with transparency laid on white and 16-bit greys scaled to 8 bits."""
+    from PIL import Image
+
+    if image.mode in {"I;16", "I;16B", "I;16L", "I"}:
+        # convert("L") would clip everything above 255 to white
+        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(ground, image)
+    return image.convert("RGB")
+
+
+def header_size(path: Path | str) -> tuple[int, int]:
+    """(width, height) from the header alone, pixels not decoded. Raises ImageError."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such picture") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{path}: a folder, not a picture") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: not a picture that Pillow can read") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: broken picture ({error})") from error
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{path}: {width}x{height} pixels is more than this program decodes")
+    return width, height
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Pictures of a folder and its subfolders by suffix, in name order. Raises UserError if none."""
+    found = sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+    )
+    if not found:
+        raise UserError(
+            f"{folder}: no picture in it (looked for {', '.join(sorted(IMAGE_SUFFIXES))})"
+        )
+    return found

@@ -1,0 +1,318 @@
+"""Options of every script and the folder of a run.
+
+A script declares one plain dataclass; this module turns it into flags (`--help` in about two
+seconds: no torch), reads one optional YAML file whose keys are the same names, and lets flags win
+over it. `--toy` only changes defaults: a script passes them as `toy_defaults`, and nothing outside
+this module and `shared/toy_world/` asks whether a run is a toy. A run folder holds `config.json`
+(resolved options, written first) and `environment.json`; the same command continues an unfinished
+run, another configuration in the same folder is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+DATA_ROOT = REPO_ROOT / "data"
+OUTPUTS = REPO_ROOT / "outputs"
+IGNORE_INDEX = -100  # torch.nn.CrossEntropyLoss's default: a label that is not learned
+
+# Options that may change between two starts of one run: they don't change what comes out.
+RESULT_NEUTRAL = frozenset({"output_dir", "batch_size", "dry_run", "toy"})
+
+OptionsT = TypeVar("OptionsT")
+
+
+class UserError(Exception):
+    """Something the user can mend; scripts print the message without a traceback and exit with 2."""
+
+
+class MissingError(UserError):
+    """Data or weights are not on this machine; the message names the download and the toy command."""
+
+
+@dataclass
+class ModelOptions:
+    """Model"""
+
+    model: str = field(metadata={"help": "folder, or Hub id downloaded with shared.download"})
+    revision: str | None = field(
+        default=None, metadata={"help": "commit of the Hub model; recorded with the run"}
+    )
+    adapter: str | None = field(default=None, metadata={"help": "folder written by train.py"})
+    quantization: Literal["none", "int8", "nf4"] = field(
+        default="none", metadata={"help": "weights of the language model (bitsandbytes)"}
+    )
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1"})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto",
+        metadata={"help": "auto: bfloat16 where the GPU has it, float32 on a CPU"},
+    )
+
+
+@dataclass
+class ToyOptions:
+    """Toy world and rehearsal"""
+
+    toy: bool = field(
+        default=False,
+        metadata={"help": "the embedded synthetic world: no download, minutes on a laptop"},
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "read data and config, print the plan, load no weights, exit"},
+    )
+
+
+def parse_options(
+    option_class: type[OptionsT],
+    *,
+    description: str,
+    argv: Sequence[str] | None = None,
+    toy_defaults: Mapping[str, Any] | None = None,
+    prepare_toy: Callable[[], object] | None = None,
+) -> OptionsT:
+    """Flags (and one YAML file) -> an instance of `option_class`.
+
+    Precedence: flag, YAML, `toy_defaults` (when toy), the dataclass's default. `prepare_toy` draws
+    the toy data when `--toy` is given. Unknown keys end the program with the nearest name.
+    """
+    parser = make_parser(option_class, description=description)
+    argv = expand_yaml(parser, sys.argv[1:] if argv is None else argv)
+    toy = flag_is_set(argv, "toy")
+    if toy:
+        parser.set_defaults(**dict(toy_defaults or {}))
+    (options,) = parse_known(parser, argv)
+    if toy and prepare_toy is not None:
+        prepare_toy()
+    return options
+
+
+def make_parser(*option_classes: type, description: str, add_help: bool = True):
+    """An `HfArgumentParser` without abbreviations whose help is grouped by the classes' docstrings.
+
+    Fields that a dataclass inherits stand in the group of the class that declares them.
+    """
+    from transformers.hf_argparser import HfArgumentParser
+
+    class GroupedParser(HfArgumentParser):
+        def _add_dataclass_arguments(self, dtype: type) -> None:
+            if dtype not in option_classes:  # TrainingArguments: one flat group, their own way
+                super()._add_dataclass_arguments(dtype)
+                return
+            import typing
+
+            hints = typing.get_type_hints(dtype)
+            fields = {f.name: f for f in dataclasses.fields(dtype)}
+            for owner in dtype.__mro__:
+                own = [name for name in vars(owner).get("__annotations__", {}) if name in fields]
+                if not own:
+                    continue
+                group = self.add_argument_group((owner.__doc__ or owner.__name__).splitlines()[0])
+                for name in own:
+                    option = fields.pop(name, None)
+                    if option is not None:
+                        option.type = hints[name]
+                        self._parse_dataclass_field(group, option)
+
+    return GroupedParser(
+        option_classes,
+        description=description,
+        allow_abbrev=False,
+        add_help=add_help,
+        usage="%(prog)s [FILE.yaml] [--flag value ...]",
+    )
+
+
+def parse_known(parser, argv: Sequence[str]) -> tuple[Any, ...]:
+    """Parse; an unknown flag ends the program and suggests the nearest known one."""
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        args=list(argv), return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        parser.error(unknown_key_message(unknown[0], known_flags(parser)))
+    return tuple(parsed)
+
+
+def known_flags(parser) -> list[str]:
+    return [s for action in parser._actions for s in action.option_strings if s.startswith("--")]
+
+
+def unknown_key_message(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key.split("=")[0], known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else "; --help lists them"
+    return f"unknown option {key}{hint}"
+
+
+def expand_yaml(parser, argv: Sequence[str]) -> list[str]:
+    """Replace a leading `FILE.yaml` by its keys as flags, placed first so that given flags win."""
+    argv = list(argv)
+    if not argv or argv[0].startswith("-"):
+        return argv
+    path = Path(argv[0])
+    if path.suffix not in {".yaml", ".yml"}:
+        parser.error(f"{argv[0]}: expected flags or one .yaml file with options")
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        parser.error(f"{path}: cannot be read: {error}")
+    if not isinstance(content, dict):
+        parser.error(f"{path}: expected a mapping of option names to values")
+    known = known_flags(parser)
+    flags: list[str] = []
+    for key, value in content.items():
+        flag = f"--{key}"
+        if flag not in known:
+            parser.error(f"{path}: {unknown_key_message(flag, known)}")
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        flags += [flag, *(str(v).lower() if isinstance(v, bool) else str(v) for v in values)]
+    return flags + argv[1:]
+
+
+def flag_is_set(argv: Sequence[str], name: str) -> bool:
+    """Whether a boolean flag is on, as argparse will read it: the last mention counts."""
+    state = False
+    for i, token in enumerate(argv):
+        if token == f"--{name}":
+            following = argv[i + 1].lower() if i + 1 < len(argv) else "true"
+            state = following not in {"false", "no", "0", "f", "n"}
+        elif token.startswith(f"--{name}="):
+            state = token.split("=", 1)[1].lower() in {"true", "yes", "1", "t", "y"}
+    return state
+
+
+def guarded(main: Callable[[], object]) -> NoReturn:
+    """Run a script's main; user errors become one message and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; what is finished is saved, the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def portable_path(value: str | Path) -> str:
+    """A path inside the repository relative to it, so that records don't name a machine."""
+    path = Path(value)
+    try:
+        return path.resolve().relative_to(REPO_ROOT).as_posix()
+    except ValueError:
+        return str(value)
+
+
+def resolved_config(options: Any, **extra: Any) -> dict[str, Any]:
+    """What `config.json` holds: every option, paths inside the repository made portable."""
+    config = dataclasses.asdict(options) | extra
+    return {
+        key: portable_path(value)
+        if isinstance(value, str) and (os.sep in value) and Path(value).exists()
+        else value
+        for key, value in config.items()
+    }
+
+
+def start_run(folder: Path, config: Mapping[str, Any], *, command: str | None = None) -> bool:
+    """Create or continue a run folder; returns True when an earlier start is continued.
+
+    Raises UserError when the folder holds another configuration (naming the options that differ)
+    or cannot be written.
+    """
+    config_file = folder / "config.json"
+    if config_file.exists():
+        earlier = read_json(config_file)
+        differing = [
+            f"{key}: {earlier.get(key)!r} there, {config.get(key)!r} now"
+            for key in sorted((set(earlier) | set(config)) - RESULT_NEUTRAL)
+            if earlier.get(key) != json.loads(json.dumps(config.get(key)))
+        ]
+        if differing:
+            raise UserError(
+                f"{folder} holds a run with other options ({'; '.join(differing)}). "
+                "Give another --output_dir, or delete that folder."
+            )
+        return True
+    write_json(config_file, config)
+    write_json(folder / "environment.json", environment(command))
+    return False
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON; UserError with the file and the place when it is broken or missing."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON (line {error.lineno}): {error.msg}") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write whole or not at all; UserError when the folder is unwritable or the disk is full."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def environment(command: str | None = None) -> dict[str, Any]:
+    """Versions, git commit, machine: what somebody needs to run the same again."""
+    packages = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "numpy", "pillow")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "command": command or " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "packages": versions,
+        "git": git_state(),
+    }
+
+
+def git_state() -> dict[str, Any]:
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(REPO_ROOT), *arguments], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def synthetic_manifest(folder: Path | str | None) -> bool:
+    """Whether a data or model folder's manifest says that it is synthetic."""
+    if folder is None:
+        return False
+    manifest = Path(folder) / "manifest.json"
+    return manifest.is_file() and bool(read_json(manifest).get("synthetic"))
