@@ -1,0 +1,276 @@
+"""VQAv2 in its official layout, and the user's own rows, as one kind of question.
+
+A data root holds the files as published (https://visualqa.org/download.html):
+`v2_OpenEnded_mscoco_{split}_questions.json`, `v2_mscoco_{split}_annotations.json` (none for
+test2015) and the pictures `{split}/COCO_{split}_{image_id:012d}.jpg`. Bad rows (a question without
+annotation, a duplicate id, nine or eleven answers, a wrong type) are left out, counted and listed;
+more than a bounded share of them is an error. No torch here.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from shared.options import MissingError, UserError, read_json
+
+SPLITS = ("train2014", "val2014", "test2015")
+N_ANNOTATORS = 10
+BAD_ROW_SHARE = 0.05  # of a file; a few broken rows are survivable, more say that the file is wrong
+BAD_ROWS_ALWAYS_ALLOWED = 20
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one picture; `references` are the annotators' strings as published."""
+
+    sample_id: str
+    image: Path
+    image_name: str  # relative to the data root, forward slashes: what records keep
+    image_id: int | str
+    question: str
+    references: tuple[str, ...] = ()
+    question_type: str | None = None
+    answer_type: str | None = None
+    target: str | None = None  # the answer to learn: the most frequent one
+
+
+@dataclass
+class QuestionSet:
+    """Usable questions of a file, in its order, and one line for each row that was left out."""
+
+    questions: list[Question]
+    problems: list[str] = field(default_factory=list)
+
+    def sample(self, limit: int, seed: int) -> QuestionSet:
+        """`limit` questions (0 = all) drawn with a private generator, in file order."""
+        return QuestionSet(sample_questions(self.questions, limit, seed), self.problems)
+
+
+def questions_file(data_root: Path, split: str) -> Path:
+    return data_root / f"v2_OpenEnded_mscoco_{split}_questions.json"
+
+
+def annotations_file(data_root: Path, split: str) -> Path:
+    return data_root / f"v2_mscoco_{split}_annotations.json"
+
+
+def image_name(split: str, image_id: int) -> str:
+    return f"{split}/COCO_{split}_{image_id:012d}.jpg"
+
+
+def sample_questions(questions: Sequence[Any], limit: int, seed: int) -> list[Any]:
+    """The default sample: `limit` of them without replacement (0 = all), in their own order."""
+    if not 0 < limit < len(questions):
+        return list(questions)
+    chosen = random.Random(seed).sample(range(len(questions)), limit)
+    return [questions[i] for i in sorted(chosen)]
+
+
+def load_split(data_root: Path, split: str) -> QuestionSet:
+    """Questions of an official split with their annotations joined.
+
+    Raises MissingError (download and toy command) when files are not there, UserError when the
+    split is unknown, a file has another layout, or too many rows are bad.
+    """
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}; VQAv2 has {', '.join(SPLITS)}")
+    question_path = questions_file(data_root, split)
+    annotation_path = annotations_file(data_root, split)
+    for path in (question_path, annotation_path):
+        if not path.is_file() and not (path == annotation_path and split == "test2015"):
+            raise MissingError(
+                f"{path} is not there.\n"
+                "  real data: python -m shared.download vqav2 --limit 1000   (or all of it: vqav2)\n"
+                "  without any download: the same command with --toy"
+            )
+    rows = _list_under(question_path, "questions")
+    annotations: dict[int, dict[str, Any]] = {}
+    problems: list[str] = []
+    if annotation_path.is_file():
+        for i, row in enumerate(_list_under(annotation_path, "annotations")):
+            where = f"{annotation_path.name} row {i}"
+            problem = _annotation_problem(row, annotations)
+            if problem:
+                problems.append(f"{where}: {problem}")
+            if isinstance(row, dict) and isinstance(row.get("question_id"), int) and not problem:
+                annotations[row["question_id"]] = row
+    questions: list[Question] = []
+    seen: set[int] = set()
+    for i, row in enumerate(rows):
+        problem = _question_problem(row, seen)
+        annotation = None if problem else annotations.get(row["question_id"])
+        if not problem and annotation is None and split != "test2015":
+            problem = f"question_id {row['question_id']} has no usable annotation"
+        if not problem and annotation and annotation.get("image_id") != row["image_id"]:
+            problem = (
+                f"question_id {row['question_id']}: image_id {row['image_id']} here, "
+                f"{annotation.get('image_id')} in its annotation"
+            )
+        if problem:
+            problems.append(f"{question_path.name} row {i}: {problem}")
+            continue
+        seen.add(row["question_id"])
+        questions.append(_official_question(data_root, split, row, annotation))
+    _check_bounded(problems, len(rows), question_path)
+    return QuestionSet(questions, problems)
+
+
+def _official_question(
+    data_root: Path, split: str, row: dict[str, Any], annotation: dict[str, Any] | None
+) -> Question:
+    name = image_name(split, row["image_id"])
+    question = Question(
+        sample_id=str(row["question_id"]),
+        image=data_root / name,
+        image_name=name,
+        image_id=row["image_id"],
+        question=row["question"],
+    )
+    if annotation is None:
+        return question
+    return replace(
+        question,
+        references=tuple(answer["answer"] for answer in annotation["answers"]),
+        question_type=annotation.get("question_type"),
+        answer_type=annotation.get("answer_type"),
+        target=annotation.get("multiple_choice_answer"),
+    )
+
+
+def _list_under(path: Path, key: str) -> list[Any]:
+    content = read_json(path)
+    rows = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: expected a JSON object with a list under {key!r}")
+    return rows
+
+
+def _question_problem(row: Any, seen: set[int]) -> str | None:
+    if not isinstance(row, dict):
+        return f"expected an object, found {type(row).__name__}"
+    for key in ("question_id", "image_id"):
+        if not isinstance(row.get(key), int) or isinstance(row.get(key), bool):
+            return f"{key} is {row.get(key)!r}, expected a whole number"
+    if row["question_id"] in seen:
+        return f"question_id {row['question_id']} stands twice; the first is used"
+    if not isinstance(row.get("question"), str):
+        return f"question_id {row['question_id']}: the question is not a string"
+    if not row["question"].strip():
+        return f"question_id {row['question_id']}: the question is empty"
+    return None
+
+
+def _annotation_problem(row: Any, earlier: dict[int, Any]) -> str | None:
+    if not isinstance(row, dict) or not isinstance(row.get("question_id"), int):
+        return "no whole-numbered question_id"
+    question_id = row["question_id"]
+    if question_id in earlier:
+        return f"question_id {question_id} is annotated twice; the first is used"
+    answers = row.get("answers")
+    if not isinstance(answers, list) or len(answers) != N_ANNOTATORS:
+        found = len(answers) if isinstance(answers, list) else "no list"
+        return f"question_id {question_id}: {found} answers, expected {N_ANNOTATORS}"
+    if not all(isinstance(a, dict) and isinstance(a.get("answer"), str) for a in answers):
+        return f"question_id {question_id}: an answer is not an object with a string 'answer'"
+    if not isinstance(row.get("multiple_choice_answer"), str):
+        return f"question_id {question_id}: multiple_choice_answer is not a string"
+    return None
+
+
+def _check_bounded(problems: list[str], n_rows: int, path: Path) -> None:
+    if len(problems) > max(BAD_ROWS_ALWAYS_ALLOWED, BAD_ROW_SHARE * n_rows):
+        listed = "\n  ".join(problems[:5])
+        raise UserError(f"{path}: {len(problems)} of {n_rows} rows are bad; the first:\n  {listed}")
+
+
+def load_rows(path: Path, *, need_answer: bool = False) -> QuestionSet:
+    """Own rows from JSONL or CSV: `image`, `question` and, for training and scoring, `answer`.
+
+    `image` is relative to the file. `answers` (ten strings) and `question_id`, `image_id` are taken
+    when present, so `tiny.jsonl` is scored officially; with one answer exact match is the measure.
+    An own row without `question` asks for a caption only. Raises UserError for an unreadable file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    rows = _read_csv(path) if path.suffix.lower() == ".csv" else _read_jsonl(path)
+    questions: list[Question] = []
+    problems: list[str] = []
+    seen: set[str] = set()
+    n_rows = 0
+    for where, row in rows:
+        n_rows += 1
+        problem = row if isinstance(row, str) else _own_row_problem(row, need_answer)
+        if not problem:
+            sample_id = str(row.get("question_id", where))
+            if sample_id in seen:
+                problem = f"question_id {sample_id} stands twice; the first is used"
+        if problem:
+            problems.append(f"{path.name} row {where}: {problem}")
+            continue
+        seen.add(sample_id)
+        answers = row.get("answers") or ([row["answer"]] if row.get("answer") is not None else [])
+        questions.append(
+            Question(
+                sample_id=sample_id,
+                image=path.parent / row["image"],
+                image_name=Path(row["image"]).as_posix(),
+                image_id=row.get("image_id", row["image"]),
+                question=row.get("question") or "",
+                references=tuple(answers),
+                question_type=row.get("question_type"),
+                answer_type=row.get("answer_type"),
+                target=row.get("answer") or (answers[0] if answers else None),
+            )
+        )
+    if not questions:
+        listed = "\n  ".join(problems[:5]) or "the file is empty"
+        raise UserError(f"{path}: no usable row:\n  {listed}")
+    _check_bounded(problems, n_rows, path)
+    return QuestionSet(questions, problems)
+
+
+def _own_row_problem(row: dict[str, Any], need_answer: bool) -> str | None:
+    if not isinstance(row.get("image"), str) or not row["image"].strip():
+        return f"'image' is {row.get('image')!r}, expected a path relative to the file"
+    for key in ("question", "answer"):
+        if row.get(key) is not None and not isinstance(row[key], str):
+            return f"{key!r} is {row[key]!r}, expected a string"
+    answers = row.get("answers")
+    if answers is not None and (
+        not isinstance(answers, list) or not all(isinstance(a, str) for a in answers)
+    ):
+        return "'answers' is not a list of strings"
+    if need_answer and not (row.get("question") or "").strip():
+        return "the question is empty"
+    if need_answer and not (row.get("answer") or answers):
+        return "no 'answer' to learn"
+    return None
+
+
+def _read_jsonl(path: Path) -> Iterable[tuple[int, dict[str, Any] | str]]:
+    """(line number, row), or a message in the place of a row that is not a JSON object."""
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                yield number, f"not valid JSON ({error.msg})"
+                continue
+            yield number, row if isinstance(row, dict) else f"expected an object: {line.strip()}"
+
+
+def _read_csv(path: Path) -> Iterable[tuple[int, dict[str, Any] | str]]:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines)
+        if "image" not in (reader.fieldnames or []):
+            raise UserError(f"{path}: the first line must name the columns image,question,answer")
+        for number, row in enumerate(reader, start=2):
+            yield number, {key: value for key, value in row.items() if key and value}
