@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb, made an error instead of a warning
+MAX_PIXELS = (
+    178_956_970  # Pillow's own limit for a decompression bomb, made an error instead of a warning
+)
 
 
 class ImageError(UserError):

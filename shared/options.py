@@ -300,7 +300,10 @@ def git_state() -> dict[str, Any]:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(REPO_ROOT), *arguments], capture_output=True, text=True, timeout=10
+                ["git", "-C", str(REPO_ROOT), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=10,
             )
         except (OSError, subprocess.TimeoutExpired):
             return None

@@ -1,0 +1,279 @@
+"""Many questions about many pictures: batched, each picture encoded once, resumable.
+
+The model is anything with the two methods of `VisionLanguageModel`. Questions are ordered by
+picture; a picture is opened and encoded once for all its questions. Every answer is appended to
+`predictions.jsonl` and flushed as soon as its batch is done, so a killed run loses one batch: the
+next start answers what has no `ok` record yet (errors are tried again), and repairs a line that the
+crash cut. An unreadable picture or an unanswerable question becomes a record with status `error`,
+the rest goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from shared.images import ImageError, open_image
+from shared.options import UserError
+from shared.vqav2 import Question
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One generated answer.
+
+    `confidence` is the geometric mean of the answer tokens' probabilities under the model given
+    picture and prompt, `first_token_confidence` that of the first one; the end token is not part of
+    it. Both None for an empty answer. `n_tokens` counts the end token too.
+    """
+
+    raw_output: str
+    answer: str
+    confidence: float | None
+    first_token_confidence: float | None
+    finish_reason: str  # "stop" (the model ended) or "length" (cut at max_new_tokens)
+    n_tokens: int
+
+
+class VisionLanguageModel(Protocol):
+    """What `answer_questions` needs; features are opaque to it but can be indexed by picture."""
+
+    def encode_images(self, images: Sequence[Image]) -> Any:
+        """Pictures -> features, first dimension = picture."""
+
+    def answer(
+        self, features: Any, picture_index: Sequence[int], prompts: Sequence[str]
+    ) -> list[Answer]:
+        """Answers to `prompts[i]` about picture `picture_index[i]`."""
+
+    def prompt_problem(self, prompt: str) -> str | None:
+        """Why this prompt cannot be answered (too long, ...), or None."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A question and the prompt that asks it."""
+
+    question: Question
+    prompt: str
+
+
+def read_records(path: Path) -> dict[str, dict[str, Any]]:
+    """sample_id -> its last record. A line cut by a crash (the last one) is dropped.
+
+    Raises UserError when a line in the middle is broken: that is no crash of ours.
+    """
+    records: dict[str, dict[str, Any]] = {}
+    if not path.is_file():
+        return records
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            records[record["sample_id"]] = record
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise UserError(f"{path} line {number}: not a prediction record ({error})") from error
+    return records
+
+
+def repair_records(path: Path) -> None:
+    """Cut a half-written last line, so that the next record starts on a line of its own."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    keep = content.rfind(b"\n") + 1
+    if keep != len(content):
+        with path.open("r+b") as file:
+            file.truncate(keep)
+
+
+class RecordWriter:
+    """Appends records to a JSONL file, each batch flushed to the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            repair_records(path)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+    def write(self, records: Iterable[dict[str, Any]]) -> None:
+        try:
+            for record in records:
+                self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written: {error.strerror or error}. What is written stays; "
+                "make room and run the same command again."
+            ) from error
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+
+def answer_questions(
+    model: VisionLanguageModel,
+    jobs: Sequence[Job],
+    path: Path,
+    *,
+    batch_size: int,
+    open_picture: Callable[[Question], Image] = lambda question: open_image(question.image),
+    progress: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """Answer every job that has no `ok` record in `path` yet; returns sample_id -> last record."""
+    from tqdm import tqdm
+
+    done = {key for key, record in read_records(path).items() if record.get("status") == "ok"}
+    todo = [job for job in jobs if job.question.sample_id not in done]
+    with (
+        RecordWriter(path) as writer,
+        tqdm(
+            total=len(jobs), initial=len(jobs) - len(todo), desc="answering", disable=not progress
+        ) as bar,
+    ):
+        for batch in batches_by_picture(todo, batch_size):
+            records = answer_batch(model, batch, open_picture)
+            writer.write(records)
+            bar.update(len(records))
+    return read_records(path)
+
+
+def batches_by_picture(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
+    """Batches of about `batch_size` questions; those of one picture stay in one batch if they fit."""
+    ordered = sorted(jobs, key=lambda job: job.question.image_name)
+    batch: list[Job] = []
+    for _, group in groupby(ordered, key=lambda job: job.question.image_name):
+        questions = list(group)
+        if batch and len(batch) + len(questions) > batch_size:
+            yield batch
+            batch = []
+        while len(questions) > batch_size:
+            yield questions[:batch_size]
+            questions = questions[batch_size:]
+        batch += questions
+    if batch:
+        yield batch
+
+
+def answer_batch(
+    model: VisionLanguageModel,
+    jobs: Sequence[Job],
+    open_picture: Callable[[Question], Image],
+) -> list[dict[str, Any]]:
+    """One record a job, in order. A GPU out of memory halves the batch and goes on."""
+    records: dict[str, dict[str, Any]] = {}
+    pictures: dict[str, Image] = {}
+    answerable: list[Job] = []
+    for job in jobs:
+        name = job.question.image_name
+        problem = model.prompt_problem(job.prompt)
+        if not problem and name not in pictures:
+            try:
+                pictures[name] = open_picture(job.question)
+            except ImageError as error:
+                problem = str(error)
+        if problem:
+            records[job.question.sample_id] = make_record(job, error=problem)
+        else:
+            answerable.append(job)
+    if answerable:
+        index = {name: i for i, name in enumerate(pictures)}
+        started = time.perf_counter()
+        try:
+            features = model.encode_images(list(pictures.values()))
+            answers = model.answer(
+                features,
+                [index[job.question.image_name] for job in answerable],
+                [job.prompt for job in answerable],
+            )
+        except Exception as error:
+            if not is_out_of_memory(error) or len(answerable) == 1:
+                raise
+            half = len(jobs) // 2
+            return answer_batch(model, jobs[:half], open_picture) + answer_batch(
+                model, jobs[half:], open_picture
+            )
+        seconds = (time.perf_counter() - started) / len(answerable)
+        for job, answer in zip(answerable, answers, strict=True):
+            records[job.question.sample_id] = make_record(job, answer, seconds=seconds)
+    return [records[job.question.sample_id] for job in jobs]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        torch.cuda.empty_cache()
+        return True
+    return False
+
+
+def make_record(
+    job: Job,
+    answer: Answer | None = None,
+    *,
+    seconds: float | None = None,
+    error: str | None = None,
+) -> dict[str, Any]:
+    """The one prediction record of all experiments; `seconds` is the batch's time per question."""
+    question = job.question
+    return {
+        "sample_id": question.sample_id,
+        "image": question.image_name,
+        "image_id": question.image_id,
+        "question": question.question,
+        "question_type": question.question_type,
+        "answer_type": question.answer_type,
+        "prompt": job.prompt,
+        "raw_output": answer.raw_output if answer else None,
+        "answer": answer.answer if answer else None,
+        "references": list(question.references),
+        "confidence": round_or_none(answer.confidence) if answer else None,
+        "first_token_confidence": round_or_none(answer.first_token_confidence) if answer else None,
+        "finish_reason": answer.finish_reason if answer else None,
+        "n_tokens": answer.n_tokens if answer else None,
+        "seconds": round_or_none(seconds),
+        "status": "error" if error else "ok",
+        "error": error,
+    }
+
+
+def round_or_none(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+def shuffle_pictures(questions: Sequence[Question], seed: int) -> dict[str, Question]:
+    """A control: each question's sample_id -> a question whose picture is shown in its place.
+
+    Pictures are permuted so that none stays where it was; a model that looks at its picture then
+    falls to what the question's words alone allow. Raises UserError with fewer than two pictures.
+    """
+    import random
+
+    by_picture = {question.image_name: question for question in questions}
+    names = sorted(by_picture)
+    if len(names) < 2:
+        raise UserError("shuffled pictures need at least two different pictures")
+    random.Random(seed).shuffle(names)
+    shown = {name: by_picture[names[(i + 1) % len(names)]] for i, name in enumerate(names)}
+    return {q.sample_id: replace(q, image=shown[q.image_name].image) for q in questions}

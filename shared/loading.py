@@ -1,0 +1,279 @@
+"""From a name to a model: where the weights are, device, dtype, 4/8-bit, adapter, what fits.
+
+Nothing is downloaded here and no remote code runs: a model is a folder, or a Hub id whose files
+`python -m shared.download` (or an earlier use of the Hub cache) brought to this machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.options import DATA_ROOT, MissingError, UserError, read_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import BitsAndBytesConfig
+
+GIB = 1024**3
+CARD_SIZES_GIB = (8, 16, 24)
+
+
+def model_folder(name: str, revision: str | None = None) -> Path:
+    """The local folder of a model given as folder or Hub id. Raises MissingError, naming commands."""
+    given = Path(name)
+    if given.is_dir():
+        if not (given / "config.json").is_file():
+            raise UserError(f"{given}: no config.json in it, so it is not a model folder")
+        return given
+    downloaded = DATA_ROOT / "models" / name
+    if revision is None and (downloaded / "config.json").is_file():
+        return downloaded
+    from huggingface_hub import try_to_load_from_cache
+
+    if len(given.parts) == 2 and not given.is_absolute() and ".." not in given.parts:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).parent
+    raise MissingError(
+        f"the model {name} is not on this machine.\n"
+        f"  real weights: python -m shared.download {name}\n"
+        "  without any download: the same command with --toy"
+    )
+
+
+def pick_device(requested: str = "auto") -> torch.device:
+    """auto -> the first GPU if torch sees one, else the CPU. Raises UserError for an absent device."""
+    import torch
+
+    if requested == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(requested)
+    except RuntimeError as error:
+        raise UserError(
+            f"--device {requested}: not a device name (auto, cpu, cuda, cuda:1)"
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"--device {requested}: this torch sees no GPU; `python -m shared.doctor` says why"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {requested}: this machine has {torch.cuda.device_count()} GPU(s)"
+        )
+    return device
+
+
+def pick_dtype(requested: str, device: torch.device) -> torch.dtype:
+    """auto -> bfloat16 on a GPU that computes in it, float16 on an older one, float32 on a CPU."""
+    import torch
+
+    if requested != "auto":
+        return getattr(torch, requested)
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def quantization_config(
+    kind: str, dtype: torch.dtype, skip_modules: Sequence[str]
+) -> BitsAndBytesConfig | None:
+    """None, 8-bit, or 4-bit NF4 with double quantisation (QLoRA, arXiv 2305.14314, section 3).
+
+    `skip_modules` stay in `dtype`: what is small and sensitive (projections, heads, towers).
+    Raises UserError when bitsandbytes is missing.
+    """
+    if kind == "none":
+        return None
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"--quantization {kind} needs bitsandbytes: pip install bitsandbytes, "
+            "or use --quantization none"
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(skip_modules))
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=list(skip_modules),
+    )
+
+
+def keep_trainable_after_inference(model: nn.Module) -> None:
+    """Stop bitsandbytes 0.50 from repacking 4-bit weights on CPUs with AVX512-BF16.
+
+    `Linear4bit.forward` repacks a weight at its first use without gradients, after which the layer
+    has no (or wrong) gradients: a validation in the middle of training would silently end it
+    (bitsandbytes/nn/modules.py, attribute support_avx512bf16_for_cpu).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def load_pretrained(
+    model_class: type,
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: str,
+    skip_modules: Sequence[str],
+) -> nn.Module:
+    """`model_class.from_pretrained` on one device, in eval mode. Raises UserError with the cause."""
+    config = quantization_config(quantization, dtype, skip_modules)
+    placement = {} if config is None else {"device_map": {"": device}}
+    try:
+        model = model_class.from_pretrained(
+            folder, dtype=dtype, quantization_config=config, local_files_only=True, **placement
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        advice = "" if quantization == "none" else "; --quantization none loads it in --dtype"
+        raise UserError(f"{folder}: the model cannot be loaded ({error}){advice}") from error
+    keep_trainable_after_inference(model)
+    if config is None:
+        model = model.to(device)
+    return model.eval()
+
+
+def load_adapter(model: nn.Module, adapter: Path, base_folder: Path) -> nn.Module:
+    """Put a PEFT adapter on a base model after checking that they belong together.
+
+    An adapter of `train.py` carries a manifest whose base fingerprint must equal this base's; a
+    plain PEFT folder loads with a warning after shapes are checked. Raises UserError otherwise.
+    """
+    import warnings
+
+    config_file = adapter / "adapter_config.json"
+    if not config_file.is_file():
+        raise UserError(f"{adapter}: no adapter_config.json in it, so it is not an adapter folder")
+    manifest_file = adapter / "manifest.json"
+    if manifest_file.is_file():
+        trained_on = read_json(manifest_file).get("base_fingerprint")
+        here = fingerprint(base_folder)
+        if trained_on != here:
+            raise UserError(
+                f"{adapter} was trained on {read_json(manifest_file).get('base_model')} "
+                f"(fingerprint {trained_on}), not on {base_folder} ({here}). Give that base with "
+                "--model, or train an adapter for this one."
+            )
+    else:
+        warnings.warn(
+            f"{adapter} has no manifest of this project: prompt, data and base can't be checked, "
+            "only shapes are",
+            stacklevel=2,
+        )
+    check_adapter_shapes(model, adapter)
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(model, adapter, local_files_only=True)
+    keep_trainable_after_inference(model)
+    return model.eval()
+
+
+def check_adapter_shapes(model: nn.Module, adapter: Path) -> None:
+    """Every LoRA pair of the file must fit a linear layer of the model. Raises UserError."""
+    from safetensors import SafetensorError, safe_open
+
+    weights = adapter / "adapter_model.safetensors"
+    modules = dict(model.named_modules())
+    try:
+        with safe_open(weights, framework="pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{weights}: cannot be read ({error})") from error
+    for key, shape in shapes.items():
+        name, _, part = key.removeprefix("base_model.model.").rpartition(".lora_")
+        module = modules.get(name)
+        if module is None or not hasattr(module, "in_features"):
+            raise UserError(f"{adapter}: its layer {name!r} does not exist in this base model")
+        wanted = module.in_features if part.startswith("A") else module.out_features
+        found = shape[1] if part.startswith("A") else shape[0]
+        if wanted != found:
+            raise UserError(
+                f"{adapter}: layer {name} was trained for width {found}, this base has {wanted}"
+            )
+
+
+def fingerprint(folder: Path) -> str:
+    """A short hash of a model folder that tells two bases apart without reading gigabytes.
+
+    The architecture (config.json without version notes) and, of each weight file, the size and the
+    first mebibyte, which holds the safetensors header and the first tensors.
+    """
+    config = read_json(folder / "config.json")
+    for volatile in ("transformers_version", "_name_or_path", "dtype", "torch_dtype"):
+        config.pop(volatile, None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as content:
+            digest.update(f"{file.stat().st_size}".encode() + content.read(1024**2))
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """GiB that a run needs on one card, part by part; a bound from sizes, not a measurement."""
+
+    weights: float
+    trainable: float  # fp32 weights, gradients, two Adam moments
+    activations: float
+    overhead: float = 1.0  # CUDA context, kernels' workspaces, fragmentation
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.trainable + self.activations + self.overhead
+
+    def __str__(self) -> str:
+        cards = ", ".join(
+            f"{size} GB: {'fits' if self.total <= size * 0.95 else 'does not fit'}"
+            for size in CARD_SIZES_GIB
+        )
+        return (
+            f"about {self.total:.1f} GiB (weights {self.weights:.1f}, training state "
+            f"{self.trainable:.1f}, activations {self.activations:.1f}, overhead "
+            f"{self.overhead:.1f}); {cards}"
+        )
+
+
+def weight_bytes(
+    n_parameters: dict[str, int], quantized: Sequence[str], quantization: str, dtype_bytes: int
+) -> float:
+    """Bytes of the weights per component; `quantized` components use the quantised width.
+
+    NF4 with double quantisation takes 4 bits and 0.127 bits of constants per weight (QLoRA paper,
+    section 3: 0.5 bits reduced to 0.127).
+    """
+    per_weight = {"none": float(dtype_bytes), "int8": 1.0, "nf4": (4 + 0.127) / 8}[quantization]
+    return sum(
+        count * (per_weight if name in quantized else dtype_bytes)
+        for name, count in n_parameters.items()
+    )
+
+
+def trainable_report(model: nn.Module, components: dict[str, str]) -> dict[str, dict[str, int]]:
+    """Per component: parameters and trainable parameters. `components` maps a name to a substring.
+
+    The first component whose substring is in a parameter's name gets it; the rest is "other".
+    """
+    report = {name: {"parameters": 0, "trainable": 0} for name in [*components, "other"]}
+    for name, parameter in model.named_parameters():
+        owner = next((c for c, part in components.items() if part in name), "other")
+        # 4-bit weights are stored two to a byte; their real count is in the quantisation state
+        state: Any = getattr(parameter, "quant_state", None)
+        count = state.shape.numel() if state is not None else parameter.numel()
+        report[owner]["parameters"] += count
+        report[owner]["trainable"] += count if parameter.requires_grad else 0
+    return {name: counts for name, counts in report.items() if counts["parameters"]}
