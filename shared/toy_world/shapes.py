@@ -41,7 +41,6 @@ COLORS: dict[str, tuple[int, int, int]] = {
 }
 # Light grounds only: on dark or mixed ones a tower of this size learns many times slower.
 GROUNDS = ((248, 248, 248), (238, 238, 232), (235, 238, 245), (250, 244, 236))
-POSITIONS = ("top left", "top right", "bottom left", "bottom right")
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,7 @@ def outline(shape: str) -> tuple[list[Polygon], list[Polygon]]:
 def _arc(radius: float, center: Point = (0.0, 0.0), start: float = 0, stop: float = 360) -> Polygon:
     steps = 48
     angles = [math.radians(start + (stop - start) * i / steps) for i in range(steps + 1)]
-    return [
-        (center[0] + radius * math.cos(a), center[1] + radius * math.sin(a)) for a in angles
-    ]
+    return [(center[0] + radius * math.cos(a), center[1] + radius * math.sin(a)) for a in angles]
 
 
 def _rectangle(left: float, top: float, right: float, bottom: float) -> Polygon:
