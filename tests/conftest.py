@@ -81,10 +81,11 @@ def build_tiny_blip2(folder: Path, kind: str, seed: int = 0) -> Path:
     model = Blip2ForConditionalGeneration(config)
     # large weights: the default ones are so small that every picture gives the same answer
     model.query_tokens.data.normal_()
-    model.language_projection.weight.data.normal_()
-    for name, weight in model.language_model.named_parameters():
+    for name, weight in model.named_parameters():
         if weight.dim() > 1:
-            weight.data.normal_(std=0.5 if "layers" in name or "block" in name else 1.0)
+            weight.data.normal_(std=0.4 if "language_model" in name else 0.3)
+    model.get_input_embeddings().weight.data.normal_()
+    model.get_output_embeddings().weight.data.normal_()
     model.generation_config.eos_token_id = 2
     model.generation_config.pad_token_id = 1
     model.save_pretrained(folder)
