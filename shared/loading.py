@@ -123,6 +123,18 @@ def keep_trainable_after_inference(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def quiet_libraries() -> None:
+    """Progress bars for weights and warnings that ask for nothing are not for the user's screen."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    # bitsandbytes on a CPU recommends an optional package for speed at every load
+    warnings.filterwarnings("ignore", message=".*kernels.*")
+
+
 def load_pretrained(
     model_class: type,
     folder: Path,
@@ -133,6 +145,7 @@ def load_pretrained(
     skip_modules: Sequence[str],
 ) -> nn.Module:
     """`model_class.from_pretrained` on one device, in eval mode. Raises UserError with the cause."""
+    quiet_libraries()
     config = quantization_config(quantization, dtype, skip_modules)
     placement = {} if config is None else {"device_map": {"": device}}
     try:

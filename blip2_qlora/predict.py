@@ -1,0 +1,159 @@
+"""Captions and answers of a BLIP-2 for one picture, a folder, or a file of questions.
+
+    python blip2_qlora/predict.py --toy                              # the ten baseline pictures
+    python blip2_qlora/predict.py --image photo.jpg --question "What is on the table?"
+    python blip2_qlora/predict.py --images folder/ --output captions.jsonl
+    python blip2_qlora/predict.py --questions blip2_qlora/data/tiny.jsonl --toy
+
+Prints one JSON line a question with `image_path, caption, question, answer` (and the confidence);
+`--output` also writes them to a file. A picture that cannot be read gives a line with `error`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blip2_qlora.settings import TOY_MODEL, AskingOptions
+from shared.images import list_images
+from shared.options import ToyOptions, UserError, guarded, parse_options
+from shared.vqav2 import Question, QuestionSet, load_rows
+
+BASELINE = Path(__file__).with_name("baseline_images") / "questions.jsonl"
+# BLIP-2's zero-shot captions: empty prompt, 5 beams, at most 30 tokens (LAVIS caption task)
+CAPTION_MAX_TOKENS = 30
+
+
+@dataclass
+class PredictOptions(AskingOptions, ToyOptions):
+    """What to look at"""
+
+    image: str | None = field(default=None, metadata={"help": "one picture"})
+    question: str | None = field(
+        default=None, metadata={"help": "asked about --image or every picture of --images"}
+    )
+    images: str | None = field(default=None, metadata={"help": "folder of pictures"})
+    questions: str | None = field(
+        default=None, metadata={"help": "JSONL or CSV with image (relative to the file), question"}
+    )
+    caption_prompt: str = field(default="", metadata={"help": "start of every caption"})
+    caption_min_tokens: int = field(
+        default=8, metadata={"help": "shortest caption (LAVIS: 8 on COCO)"}
+    )
+    output: str | None = field(default=None, metadata={"help": "also write the lines to this file"})
+
+
+def main(options: PredictOptions) -> None:
+    rows = rows_to_answer(options)
+    if options.dry_run:
+        print(f"{len(rows.questions)} rows; first: {rows.questions[0]}")
+        return
+    for problem in rows.problems:
+        print(f"left out: {problem}", file=sys.stderr)
+
+    from blip2_qlora.blip2 import load_blip2
+
+    model, processor = load_blip2(options)
+    lines = []
+    for line in predict(model, processor, rows.questions, options):
+        lines.append(line)
+        print(json.dumps(line, ensure_ascii=False))
+    if options.output:
+        path = Path(options.output)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(
+                "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
+                encoding="utf-8",
+            )
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    if all("error" in line for line in lines):
+        raise UserError("no picture could be read")
+
+
+def rows_to_answer(options: PredictOptions) -> QuestionSet:
+    """The rows named by --image, --images, --questions, or the ten baseline pictures."""
+    given = [name for name in ("image", "images", "questions") if getattr(options, name)]
+    if len(given) > 1:
+        raise UserError(f"give one of --image, --images, --questions, not {' and '.join(given)}")
+    if options.question is not None and not options.question.strip():
+        raise UserError("--question is empty; leave it out for a caption only")
+    if options.questions or not given:
+        if options.question:
+            raise UserError("--question goes with --image or --images")
+        return load_rows(Path(options.questions) if options.questions else BASELINE)
+    files = [Path(options.image)] if options.image else list_images(Path(options.images))
+    return QuestionSet(
+        [
+            Question(
+                sample_id=str(i),
+                image=file,
+                image_name=str(file),
+                image_id=str(file),
+                question=options.question or "",
+            )
+            for i, file in enumerate(files)
+        ]
+    )
+
+
+def predict(
+    model: Any, processor: Any, questions: Sequence[Question], options: PredictOptions
+) -> Iterator[dict[str, Any]]:
+    """A caption for each picture, an answer for each row that asks one; a line a row, in order."""
+    from blip2_qlora.blip2 import Blip2Answerer, Decoding, base_model, choose_preset
+    from shared.answering import Job, answer_batch
+    from shared.images import open_image
+
+    preset = choose_preset(base_model(model).config, options.preset, options.prompt, options.greedy)
+    captions = Decoding(
+        num_beams=1 if options.greedy else 5,
+        length_penalty=1.0,
+        max_new_tokens=CAPTION_MAX_TOKENS,
+        min_new_tokens=options.caption_min_tokens,
+    )
+    for start in range(0, len(questions), options.batch_size):
+        rows = questions[start : start + options.batch_size]
+        pictures = {row.image_name: row for row in rows}
+        described = answer_batch(
+            Blip2Answerer(model, processor, captions),
+            [Job(row, options.caption_prompt) for row in pictures.values()],
+            lambda row: open_image(row.image),
+        )
+        caption = dict(zip(pictures, described, strict=True))
+        asking = [
+            Job(row, preset.prompt.format(row.question))
+            for row in rows
+            if row.question.strip() and caption[row.image_name]["status"] == "ok"
+        ]
+        answerer = Blip2Answerer(model, processor, preset.decoding)
+        answered = answer_batch(answerer, asking, lambda row: open_image(row.image))
+        answers = {record["sample_id"]: record for record in answered}
+        for row in rows:
+            seen, answer = caption[row.image_name], answers.get(row.sample_id, {})
+            line = {
+                "image_path": row.image_name,
+                "caption": seen["answer"],
+                "question": row.question or None,
+                "answer": answer.get("answer"),
+                "confidence": answer.get("confidence"),
+            }
+            error = seen["error"] or answer.get("error")
+            yield line | ({"error": error} if error else {})
+
+
+if __name__ == "__main__":
+    guarded(
+        lambda: main(
+            parse_options(
+                PredictOptions,
+                description=__doc__.split("\n")[0],
+                toy_defaults={"model": str(TOY_MODEL), "caption_min_tokens": 1},
+            )
+        )
+    )

@@ -1,0 +1,132 @@
+"""Finished runs of `evaluate.py`: reading them, telling whether two may be compared, comparing.
+
+Two runs are comparable when the same questions were asked with the same prompt and decoding, in the
+same precision, and are scored by the same metric; then any difference is the model's.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.answering import read_records
+from shared.options import RESULT_NEUTRAL, UserError, read_json
+from shared.significance import PairedComparison, compare_paired
+
+# What may differ between a base and a tuned run of one comparison, besides RESULT_NEUTRAL.
+FREE = RESULT_NEUTRAL | {"adapter", "model", "revision", "device"}
+NAMES = {  # config key -> what a reader calls it
+    "asked": "prompt or decoding",
+    "compute_dtype": "dtype",
+    "quantization": "quantisation",
+    "pictures": "pictures shown",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, read whole; records and scores by sample_id, in the run's order."""
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    records: dict[str, dict[str, Any]]
+    scored: dict[str, dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def read_run(folder: Path) -> Run:
+    """Raises UserError when the folder is no finished run, naming the command that finishes it."""
+    for name in ("config.json", "metrics.json", "predictions.jsonl", "scored.jsonl"):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder}: no {name} in it. It is not a finished run of evaluate.py; "
+                "the same evaluate.py command goes on with an unfinished one"
+            )
+    try:
+        lines = (folder / "scored.jsonl").read_text(encoding="utf-8").splitlines()
+        scored = {row["sample_id"]: row for row in map(json.loads, lines)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'scored.jsonl'}: not rows of scores ({error})") from error
+    records = read_records(folder / "predictions.jsonl")
+    absent = scored.keys() - records.keys()
+    if absent:
+        raise UserError(f"{folder}: {len(absent)} scored questions have no record; score it again")
+    return Run(
+        folder=folder,
+        config=read_json(folder / "config.json"),
+        metrics=read_json(folder / "metrics.json"),
+        records={key: records[key] for key in scored},
+        scored=scored,
+    )
+
+
+def differences_in_kind(base: Run, tuned: Run) -> list[str]:
+    """Why the two runs should not be compared, one line each; empty when they may."""
+    reasons = []
+    only_base, only_tuned = base.scored.keys() - tuned.scored, tuned.scored.keys() - base.scored
+    if only_base or only_tuned:
+        reasons.append(
+            f"questions differ: {len(only_base)} only in {base.name}, "
+            f"{len(only_tuned)} only in {tuned.name}"
+        )
+    if base.metrics["metric"] != tuned.metrics["metric"]:
+        reasons.append(f"protocol: {base.metrics['metric']} against {tuned.metrics['metric']}")
+    for key in sorted((base.config.keys() | tuned.config.keys()) - FREE):
+        ours, theirs = base.config.get(key), tuned.config.get(key)
+        if ours != theirs:
+            reasons.append(f"{NAMES.get(key, key)}: {ours!r} against {theirs!r}")
+    return reasons
+
+
+def paired_scores(base: Run, tuned: Run) -> tuple[list[float], list[float], list[Any]]:
+    """Headline scores (0..1) of the questions both runs scored, and their pictures' ids."""
+    both = [
+        key
+        for key, row in base.scored.items()
+        if row["score"] is not None and tuned.scored.get(key, {}).get("score") is not None
+    ]
+    return (
+        [base.scored[key]["score"] for key in both],
+        [tuned.scored[key]["score"] for key in both],
+        [base.scored[key]["image_id"] for key in both],
+    )
+
+
+def compare_runs(base: Run, tuned: Run) -> PairedComparison:
+    """The paired comparison of the headline metric, values 0..1."""
+    return compare_paired(*paired_scores(base, tuned))
+
+
+def find_zero_shot(folder: Path) -> Path | None:
+    """A finished run beside `folder` that differs from it in nothing but the adapter."""
+    ours = read_json(folder / "config.json")
+    for config_file in sorted(folder.parent.glob("*/config.json")):
+        theirs = read_json(config_file)
+        free = RESULT_NEUTRAL | {"adapter"}
+        same = all(ours.get(k) == theirs.get(k) for k in (ours.keys() | theirs.keys()) - free)
+        if same and not theirs.get("adapter") and (config_file.parent / "metrics.json").is_file():
+            return config_file.parent
+    return None
+
+
+def summary_line(comparison: PairedComparison) -> str:
+    """Difference in percentage points with interval, p, n and wins/ties/losses, as text."""
+    if comparison.difference is None:
+        return f"no difference to report ({comparison.note})"
+    interval = (
+        "no interval"
+        if comparison.low is None
+        else f"[{100 * comparison.low:+.2f}, {100 * comparison.high:+.2f}]"
+    )
+    p_value = "none" if comparison.p_value is None else f"{comparison.p_value:.2g}"
+    return (
+        f"{100 * comparison.difference:+.2f} points {interval}, p {p_value} ({comparison.test}), "
+        f"n {comparison.n}, {comparison.wins} better / {comparison.ties} equal / "
+        f"{comparison.losses} worse"
+    )

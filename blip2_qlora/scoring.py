@@ -1,0 +1,166 @@
+"""From prediction records to `scored.jsonl` and `metrics.json`: a pure function of the records.
+
+The headline is the official VQA accuracy (protocol official-2021); the two other protocols stand
+beside it, labelled with who publishes under them. Questions without ten references are scored by
+exact match. Errors count as wrong in the headline and are counted beside it. A metric with nothing
+to divide by is null with a reason. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shared.options import UserError, read_json, write_json
+from shared.significance import cluster_bootstrap
+from shared.vqa_score import normalise_answer, vqa_accuracies
+from shared.vqav2 import N_ANNOTATORS, Question, annotations_file
+
+HEADLINE = "official-2021"
+PUBLISHED_UNDER = {
+    "official-2021": "GT-Vision-Lab/VQA since March 2021 (the headline here)",
+    "official-2016": "LAVIS, BLIP, BLIP-2 and everything forked from VQA before March 2021",
+    "always-normalise": "lmms-eval since August 2025, LLaVA's converter",
+}
+
+Record = Mapping[str, Any]
+
+
+def score_record(record: Record) -> dict[str, Any]:
+    """One line of `scored.jsonl`. `score` is the headline (0..1), null without references.
+
+    An error or a missing answer scores 0.
+    """
+    references = record["references"]
+    answer = record["answer"] if record["status"] == "ok" else None
+    scores: dict[str, float | None] = dict.fromkeys(PUBLISHED_UNDER)
+    exact = None
+    if references:
+        majority = Counter(references).most_common(1)[0][0]
+        exact = int(answer is not None and normalise_answer(answer) == normalise_answer(majority))
+    if len(references) == N_ANNOTATORS:
+        scores = (
+            dict.fromkeys(PUBLISHED_UNDER, 0.0)
+            if answer is None
+            else vqa_accuracies(answer, references)
+        )
+    return {
+        "sample_id": record["sample_id"],
+        "image_id": record["image_id"],
+        "question_type": record["question_type"],
+        "answer_type": record["answer_type"],
+        "score": exact if scores[HEADLINE] is None else scores[HEADLINE],
+        "scores": scores,
+        "exact_match": exact,
+    }
+
+
+def estimate(values: Sequence[float], clusters: Sequence[Any]) -> dict[str, Any]:
+    """Mean in percent with n and a 95 % interval (bootstrap over pictures)."""
+    if not values:
+        return {"value": None, "n": 0, "reason": "no question with references"}
+    interval = cluster_bootstrap(values, clusters)
+    return {
+        "value": round(100 * sum(values) / len(values), 2),
+        "low": None if interval.low is None else round(100 * interval.low, 2),
+        "high": None if interval.high is None else round(100 * interval.high, 2),
+        "n": len(values),
+    }
+
+
+def by_group(
+    scored: Sequence[Record], key: Callable[[Record], str | None]
+) -> dict[str, dict[str, Any]]:
+    """`estimate` of the headline per group, largest group first; rows without a group left out."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for row in scored:
+        name = key(row)
+        if name is not None and row["score"] is not None:
+            groups[name].append(row)
+    return {
+        name: estimate([r["score"] for r in rows], [r["image_id"] for r in rows])
+        for name, rows in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    }
+
+
+def score_run(records: Sequence[Record], *, expected: int) -> tuple[list[dict], dict[str, Any]]:
+    """Scored rows and metrics of a run that should hold `expected` records."""
+    scored = [score_record(record) for record in records]
+    with_score = [row for row in scored if row["score"] is not None]
+    clusters = [row["image_id"] for row in with_score]
+    official = [row for row in with_score if row["scores"][HEADLINE] is not None]
+    is_official = len(official) == len(with_score) > 0
+    ok = {record["sample_id"] for record in records if record["status"] == "ok"}
+    answered = [row for row in with_score if row["sample_id"] in ok]
+    metrics: dict[str, Any] = {
+        "metric": f"VQA accuracy ({HEADLINE})" if is_official else "exact match",
+        "accuracy": estimate([row["score"] for row in with_score], clusters),
+        "protocols": {
+            name: {
+                **estimate(
+                    [row["scores"][name] for row in official],
+                    [row["image_id"] for row in official],
+                ),
+                "published_under_it": who,
+            }
+            for name, who in PUBLISHED_UNDER.items()
+        }
+        if is_official
+        else None,
+        "exact_match": estimate([row["exact_match"] for row in with_score], clusters),
+        "per_answer_type": by_group(scored, lambda row: row["answer_type"]),
+        "per_question_type": by_group(scored, lambda row: row["question_type"]),
+        "excluding_errors": estimate(
+            [row["score"] for row in answered], [row["image_id"] for row in answered]
+        ),
+        "counts": {
+            "expected": expected,
+            "answered": len(ok),
+            "errors": sum(record["status"] == "error" for record in records),
+            "missing": expected - len(records),
+            "empty": sum(record["answer"] == "" for record in records),
+            "cut": sum(record["finish_reason"] == "length" for record in records),
+        },
+    }
+    return scored, metrics
+
+
+def blind_metrics(data_root: Path, questions: Sequence[Question]) -> dict[str, Any]:
+    """The blind baseline on these questions: the commonest train answer of each question type.
+
+    Null with a reason where the train annotations or the references are not there.
+    """
+    from shared.toy_world.blind import blind_answers
+
+    with_references = [q for q in questions if len(q.references) == N_ANNOTATORS]
+    if not annotations_file(data_root, "train2014").is_file() or not with_references:
+        return {"value": None, "n": 0, "reason": "no train annotations, or no references"}
+    train = read_json(annotations_file(data_root, "train2014"))["annotations"]
+    answers = blind_answers(train)
+    scores = [
+        vqa_accuracies(answers.get(q.question_type, answers[""]), q.references)[HEADLINE]
+        for q in with_references
+    ]
+    return estimate(scores, [q.image_id for q in with_references])
+
+
+def write_scores(folder: Path, scored: Sequence[Record], metrics: Mapping[str, Any]) -> None:
+    try:
+        (folder / "scored.jsonl").write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored),
+            encoding="utf-8",
+        )
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    write_json(folder / "metrics.json", metrics)
+
+
+def official_results(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The evaluation server's format; an error is an empty answer there, which scores 0."""
+    return [
+        {"question_id": int(record["sample_id"]), "answer": record["answer"] or ""}
+        for record in records
+    ]
