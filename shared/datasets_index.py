@@ -1,0 +1,85 @@
+"""What the published data sets consist of, and what of it lies on this machine.
+
+The description is `datasets_index.json` beside this file: addresses, sizes, checksums with the
+page that published them, what each archive holds. For `shared/download.py` and `shared/doctor.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared.options import read_json
+
+INDEX_FILE = Path(__file__).with_name("datasets_index.json")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A folder of pictures, as its archive holds it and as single files on the server."""
+
+    folder: str
+    count: int
+    prefix: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published zip file; `files` are the annotation files in it with their key and row count."""
+
+    name: str
+    urls: list[str]
+    bytes: int
+    unpacked_bytes: int
+    approximate: bool = False
+    sha256: str | None = None
+    checksum_source: str | None = None
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pictures: Pictures | None = None
+
+    @property
+    def exact_bytes(self) -> int | None:
+        return None if self.approximate else self.bytes
+
+    @property
+    def contents(self) -> list[str]:
+        return [*self.files, *([f"{self.pictures.folder}/"] if self.pictures else [])]
+
+
+def load_index() -> dict[str, Any]:
+    index = read_json(INDEX_FILE)
+    index["archives"] = {
+        name: Archive(
+            name=name,
+            **{**entry, "pictures": Pictures(**entry["pictures"]) if "pictures" in entry else None},
+        )
+        for name, entry in index["archives"].items()
+    }
+    return index
+
+
+def picture_count(folder: Path) -> int:
+    if not folder.is_dir():
+        return 0
+    with os.scandir(folder) as entries:
+        return sum(entry.name.endswith(".jpg") for entry in entries)
+
+
+def in_place(archive: Archive, root: Path) -> bool:
+    """Whether everything that the archive holds lies under `root`."""
+    pictures = archive.pictures
+    if pictures and picture_count(root / pictures.folder) < pictures.count:
+        return False
+    return all((root / name).is_file() for name in archive.files)
+
+
+def sample_pictures(root: Path, pictures: Pictures, limit: int, seed: int) -> list[str]:
+    """File names of the pictures of the questions that `evaluate.py --limit --seed` asks."""
+    from shared.vqav2 import load_split
+
+    chosen = load_split(root, pictures.folder).sample(limit, seed).questions
+    return list(dict.fromkeys(Path(question.image_name).name for question in chosen))
