@@ -1,13 +1,19 @@
-"""Fixtures for all tests: tiny random BLIP-2 folders, pictures, the toy world."""
+"""Fixtures for all tests: tiny random BLIP-2 folders, pictures, the toy world, a browser."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 WORDS = (
     "Question : Short Answer answer ? what color is the shape how many are there a red blue green "
@@ -114,3 +120,46 @@ def pictures() -> list:
     return [
         Image.fromarray(generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(3)
     ]
+
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+@pytest.fixture
+def chromium_page() -> Iterator[Page]:
+    """A page of headless Chromium (1280 x 900) that may read and write the clipboard.
+
+    Takes the machine's own browser, else the one that `playwright install chromium` fetched; the
+    test is skipped where there is neither. One browser a test: Playwright's synchronous interface
+    keeps an event loop in this thread as long as it runs, which would disturb the tests between.
+    """
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install -e .[test]"
+    )
+    with sync_api.sync_playwright() as playwright:
+        executable = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+        if executable is None and not Path(playwright.chromium.executable_path).is_file():
+            pytest.skip("no Chromium here: playwright install --with-deps chromium")
+        browser = playwright.chromium.launch(
+            executable_path=executable,
+            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
+        )
+        try:
+            context = browser.new_context(viewport={"width": 1280, "height": 900})
+            context.grant_permissions(["clipboard-read", "clipboard-write"])
+            yield context.new_page()
+        finally:
+            browser.close()
+
+
+@pytest.fixture
+def page_log(chromium_page: Page) -> dict[str, list[str]]:
+    """What `chromium_page` did since its start: `errors` (console, exceptions) and `requests`."""
+    log: dict[str, list[str]] = {"errors": [], "requests": []}
+    chromium_page.on("request", lambda request: log["requests"].append(request.url))
+    chromium_page.on("pageerror", lambda error: log["errors"].append(str(error)))
+    chromium_page.on(
+        "console",
+        lambda message: log["errors"].append(message.text) if message.type == "error" else None,
+    )
+    return log
