@@ -131,7 +131,7 @@ def read_config(name: str, revision: str | None = None) -> Blip2Config:
     return Blip2Config.from_pretrained(folder)
 
 
-def load_blip2(options: ModelOptions) -> tuple[nn.Module, Blip2Processor]:
+def load_blip2(options: ModelOptions, adapter: str | None) -> tuple[nn.Module, Blip2Processor]:
     """Model (with the adapter on it, when given) and processor, checked to belong together.
 
     With an adapter the processor is the one saved beside it. Raises UserError with the cause.
@@ -150,11 +150,10 @@ def load_blip2(options: ModelOptions) -> tuple[nn.Module, Blip2Processor]:
         skip_modules=NOT_QUANTIZED,
     )
     processor_folder = folder
-    if options.adapter:
-        adapter = Path(options.adapter)
-        model = load_adapter(model, adapter, folder)
-        if (adapter / "processor_config.json").is_file():
-            processor_folder = adapter
+    if adapter:
+        model = load_adapter(model, Path(adapter), folder)
+        if (Path(adapter) / "processor_config.json").is_file():
+            processor_folder = Path(adapter)
     try:
         processor = Blip2Processor.from_pretrained(processor_folder, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -265,14 +264,14 @@ class Blip2Answerer:
             f"the prompt has {length} tokens, the model has room for {room}: shorten the question"
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_images(self, images: Sequence[Image]) -> Tensor:
         """Pictures -> projected query embeddings (P, N, D)."""
         pixels = self.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
         dtype = self.model.vision_model.embeddings.patch_embedding.weight.dtype
         return self.model.get_image_features(pixels.to(self.device, dtype)).pooler_output
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def answer(
         self, features: Tensor, picture_index: Sequence[int], prompts: Sequence[str]
     ) -> list[Answer]:
@@ -313,7 +312,7 @@ class Blip2Answerer:
             n_tokens=len(ids),
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def answer_log_probs(
         self, features: Tensor, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
     ) -> list[Tensor]:
@@ -502,29 +501,32 @@ def estimate_memory(
     *,
     quantization: str,
     dtype: torch.dtype,
-    batch_size: int,
+    pictures: int,
+    questions: int,
     text_tokens: int,
     n_trainable: int = 0,
     num_beams: int = 1,
 ) -> MemoryEstimate:
     """GiB on one card from sizes alone: weights, training state, activations.
 
-    Activations, per layer and token in the language model: about 34 D values are kept for the
-    backward pass without recomputation (Korthikanti et al., arXiv 2205.05198, eq. 2, without the
-    attention matrices); in inference the key-value cache (2 D) of every beam.
+    Activations per layer and token of the language model, D its width. Training without
+    recomputation: about 34 D bytes at 2 bytes a value (Korthikanti et al., arXiv 2205.05198, eq. 2,
+    without the attention matrices), and LoRA's fp32 copies of its layers' inputs (9 D values, once
+    before and once after dropout). Inference: the key-value cache, 2 D values for each beam. The
+    frozen vision tower keeps one layer's activations at a time.
     """
     width = dtype.itemsize
     text = config.text_config
     is_t5 = language_model_kind(config) == "t5"
     hidden = text.d_model if is_t5 else text.hidden_size
     layers = 2 * text.num_layers if is_t5 else text.num_hidden_layers
-    tokens = batch_size * (config.num_query_tokens + text_tokens)
-    per_token = 34 * hidden * layers if n_trainable else 2 * hidden * layers * num_beams
+    tokens = questions * (config.num_query_tokens + text_tokens)
+    per_token = 34 * width / 2 + 18 * 4 if n_trainable else 2 * width * num_beams
     patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2 + 1
-    vision = batch_size * patches * config.vision_config.intermediate_size * 4
+    vision = pictures * patches * config.vision_config.intermediate_size * 4 * width
+    weights = weight_bytes(count_parameters(config), ("language model",), quantization, width)
     return MemoryEstimate(
-        weights=weight_bytes(count_parameters(config), ("language model",), quantization, width)
-        / GIB,
+        weights=weights / GIB,
         trainable=n_trainable * 16 / GIB,
-        activations=(tokens * per_token + vision) * width / GIB,
+        activations=(tokens * per_token * hidden * layers + vision) / GIB,
     )

@@ -94,7 +94,7 @@ def main(options: EvaluateOptions) -> None:
     # Model
     from blip2_qlora.blip2 import Blip2Answerer, load_blip2
 
-    model, processor = load_blip2(options)
+    model, processor = load_blip2(options, options.adapter)
 
     # Answer
     records = answer(
@@ -148,6 +148,8 @@ def choose_asking(options: EvaluateOptions) -> Any:
 
 def print_plan(options: EvaluateOptions, sample: QuestionSet, folder: Path, preset: Any) -> None:
     """--dry_run: the sample, one prompt, the memory; no weights are loaded."""
+    import torch
+
     from blip2_qlora.blip2 import estimate_memory, language_model_kind, read_config
 
     config = read_config(options.model, options.revision)
@@ -156,8 +158,9 @@ def print_plan(options: EvaluateOptions, sample: QuestionSet, folder: Path, pres
     memory = estimate_memory(
         config,
         quantization=options.quantization,
-        dtype=pick_dtype(options.dtype, pick_device(options.device)),
-        batch_size=options.batch_size,
+        dtype=torch.bfloat16 if options.dtype == "auto" else getattr(torch, options.dtype),
+        pictures=options.batch_size,
+        questions=options.batch_size,
         text_tokens=32,
         num_beams=preset.decoding.num_beams,
     )

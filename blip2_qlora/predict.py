@@ -57,7 +57,7 @@ def main(options: PredictOptions) -> None:
 
     from blip2_qlora.blip2 import load_blip2
 
-    model, processor = load_blip2(options)
+    model, processor = load_blip2(options, options.adapter)
     lines = []
     for line in predict(model, processor, rows.questions, options):
         lines.append(line)

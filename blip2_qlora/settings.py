@@ -30,6 +30,9 @@ class AskingOptions(ModelOptions):
         default=DEFAULT_MODEL,
         metadata={"help": "folder, or Hub id downloaded with python -m shared.download"},
     )
+    adapter: str | None = field(
+        default=None, metadata={"help": "adapter folder written by train.py; none = zero-shot"}
+    )
     preset: Literal["paper", "lavis"] = field(
         default="paper",
         metadata={"help": "prompt and decoding of the paper, or of LAVIS' YAML files"},

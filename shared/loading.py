@@ -133,6 +133,8 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
     # bitsandbytes on a CPU recommends an optional package for speed at every load
     warnings.filterwarnings("ignore", message=".*kernels.*")
+    # peft 0.21 reads an attribute that transformers 5.23 has renamed
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
 
 
 def load_pretrained(

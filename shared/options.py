@@ -18,10 +18,14 @@ import os
 import platform
 import subprocess
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser, TrainingArguments
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 DATA_ROOT = REPO_ROOT / "data"
@@ -50,7 +54,6 @@ class ModelOptions:
     revision: str | None = field(
         default=None, metadata={"help": "commit of the Hub model; recorded with the run"}
     )
-    adapter: str | None = field(default=None, metadata={"help": "folder written by train.py"})
     quantization: Literal["none", "int8", "nf4"] = field(
         default="none", metadata={"help": "weights of the language model (bitsandbytes)"}
     )
@@ -99,7 +102,64 @@ def parse_options(
     return options
 
 
-def make_parser(*option_classes: type, description: str, add_help: bool = True):
+def parse_training_options(
+    option_class: type[OptionsT],
+    *,
+    description: str,
+    training_defaults: Mapping[str, Any],
+    argv: Sequence[str] | None = None,
+    toy_defaults: Mapping[str, Any] | None = None,
+    prepare_toy: Callable[[], object] | None = None,
+) -> tuple[OptionsT, TrainingArguments]:
+    """Like `parse_options`, joined with every flag of `transformers.TrainingArguments`.
+
+    `training_defaults` are this script's values for fields of TrainingArguments; `toy_defaults` may
+    name fields of both. `option_class` has `batch_size` (None, or an alias of
+    --per_device_train_batch_size) and `device`, which maps to TrainingArguments' `use_cpu`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(argv):  # without the 4 to 9 seconds of importing TrainingArguments
+        parser = make_parser(option_class, description=description)
+        shown = " ".join(f"--{name} {value}" for name, value in training_defaults.items())
+        parser.epilog = (
+            "Every flag of transformers.TrainingArguments works too; this script's defaults: "
+            f"{shown}. --help_all lists them all."
+        )
+        parser.print_help()
+        sys.exit(0)
+    from transformers import TrainingArguments
+
+    parser = make_parser(option_class, TrainingArguments, description=description)
+    if "--help_all" in argv:
+        parser.print_help()
+        sys.exit(0)
+    parser.set_defaults(**training_defaults)
+    argv = expand_yaml(parser, argv)
+    toy = flag_is_set(argv, "toy")
+    if toy:
+        parser.set_defaults(**dict(toy_defaults or {}))
+    spelled = {token.split("=")[0].replace("-", "_") for token in argv if token.startswith("--")}
+    if {"__batch_size", "__per_device_train_batch_size"} <= spelled:
+        parser.error("--batch_size is an alias of --per_device_train_batch_size: give one of them")
+    if "__device" in spelled:
+        device = argv[argv.index("--device") + 1] if "--device" in argv else ""
+        if device.startswith("cuda:"):
+            parser.error(
+                f"--device {device}: in training the GPU is chosen by CUDA_VISIBLE_DEVICES or by "
+                "accelerate launch"
+            )
+        if device == "cpu":
+            parser.set_defaults(use_cpu=True)
+    if "__batch_size" in spelled:
+        (ours, _) = parse_known(parser, argv)
+        parser.set_defaults(per_device_train_batch_size=ours.batch_size)
+    options, training = parse_known(parser, argv)
+    if toy and prepare_toy is not None:
+        prepare_toy()
+    return options, training
+
+
+def make_parser(*option_classes: type, description: str) -> HfArgumentParser:
     """An `HfArgumentParser` without abbreviations whose help is grouped by the classes' docstrings.
 
     Fields that a dataclass inherits stand in the group of the class that declares them.
@@ -108,11 +168,6 @@ def make_parser(*option_classes: type, description: str, add_help: bool = True):
 
     class GroupedParser(HfArgumentParser):
         def _add_dataclass_arguments(self, dtype: type) -> None:
-            if dtype not in option_classes:  # TrainingArguments: one flat group, their own way
-                super()._add_dataclass_arguments(dtype)
-                return
-            import typing
-
             hints = typing.get_type_hints(dtype)
             fields = {f.name: f for f in dataclasses.fields(dtype)}
             for owner in dtype.__mro__:
@@ -130,7 +185,6 @@ def make_parser(*option_classes: type, description: str, add_help: bool = True):
         option_classes,
         description=description,
         allow_abbrev=False,
-        add_help=add_help,
         usage="%(prog)s [FILE.yaml] [--flag value ...]",
     )
 

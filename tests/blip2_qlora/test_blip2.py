@@ -41,7 +41,7 @@ PROMPTS = [
 
 @pytest.fixture
 def loaded(tiny_blip2: Path):
-    return load_blip2(ModelOptions(model=str(tiny_blip2), device="cpu"))
+    return load_blip2(ModelOptions(model=str(tiny_blip2), device="cpu"), None)
 
 
 @pytest.mark.parametrize("decoding", [Decoding(), Decoding(num_beams=1)], ids=["beams", "greedy"])
@@ -81,7 +81,7 @@ def test_confidence_is_the_probability_of_the_generated_tokens(loaded, pictures)
 
 
 def test_labels_are_the_answer_and_its_end(tiny_blip2):
-    _, processor = load_blip2(ModelOptions(model=str(tiny_blip2), device="cpu"))
+    _, processor = load_blip2(ModelOptions(model=str(tiny_blip2), device="cpu"), None)
     kind = language_model_kind(read_config(str(tiny_blip2)))
     prompt = prompt_ids(processor, "Question: what color? Answer:")
     two = answer_ids(processor, "red circle", 2, kind)
@@ -142,7 +142,7 @@ def test_missing_placeholders_are_an_error(loaded, pictures):
 
 
 def test_too_long_a_prompt_is_named(tiny_blip2_opt):
-    model, processor = load_blip2(ModelOptions(model=str(tiny_blip2_opt), device="cpu"))
+    model, processor = load_blip2(ModelOptions(model=str(tiny_blip2_opt), device="cpu"), None)
     answerer = Blip2Answerer(model, processor, Decoding())
     assert answerer.prompt_problem("Question: how many? Answer:") is None
     assert "room for 114" in answerer.prompt_problem("red " * 200)
