@@ -122,7 +122,8 @@ NORMALISED = [
     ("no!", "no"),
     ('"quoted" [b] {c} (d)', "quoted b c d"),
     ("a_x=1+1>0<2@home`s`\\n;?", "x 1 1 0 2 home s n"),  # "a" is then an article
-    ("well-known - yes", "wellknown yes"),  # one " -" decides for every "-"
+    ("well-known -yes", "wellknown yes"),  # one " -" decides for every "-"
+    ("well-known- yes", "wellknown yes"),  # and so does one "- "
     # Judged on the text as given: the ";" that became a space does not make "-b" a " -".
     ("x-y;-b", "x y b"),
     # One digit,digit deletes every mark, at any place.
