@@ -7,7 +7,7 @@ page that published them, what each archive holds. For `shared/download.py` and 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,3 +83,16 @@ def sample_pictures(root: Path, pictures: Pictures, limit: int, seed: int) -> li
 
     chosen = load_split(root, pictures.folder).sample(limit, seed).questions
     return list(dict.fromkeys(Path(question.image_name).name for question in chosen))
+
+
+def absent_from_sample(
+    archives: Sequence[Archive], root: Path, limit: int, seed: int
+) -> int | None:
+    """How many pictures of a VQAv2 sample are not here; None while its questions are not here."""
+    if any(not (root / name).is_file() for archive in archives for name in archive.files):
+        return None
+    pictures = next(archive.pictures for archive in archives if archive.pictures)
+    if picture_count(root / pictures.folder) >= pictures.count:
+        return 0
+    names = sample_pictures(root, pictures, limit, seed)
+    return sum(not (root / pictures.folder / name).is_file() for name in names)

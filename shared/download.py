@@ -444,6 +444,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         get_targets(index, options, targets)
     except OSError as error:
         raise disk_error(error, Path(options.data_root or DATA_ROOT)) from error
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: make setup") from error
 
 
 def get_targets(

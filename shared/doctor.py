@@ -1,0 +1,256 @@
+"""What this machine has, what is missing for an experiment, and the command that mends it.
+
+    python -m shared.doctor                                everything
+    python -m shared.doctor --for blip2_qlora --toy        what the toy run needs (no data, no GPU)
+    python -m shared.doctor --for blip2_qlora              what the real experiment needs
+    python -m shared.doctor --json --language zh
+
+`shared/machine.py` gathers facts (torch and bitsandbytes in a process of their own, which may crash
+without harm), `shared/doctor_checks.py` judges them. With `--for` the exit status is 1 when
+something is missing that the experiment cannot do without. Both runs need the packages and 4-bit
+layers that work; the toy run its committed checkpoint; the real one the model and, of the
+validation split, the questions, annotations and the default sample's pictures. The training split
+is a warning, as only train.py reads it; so is a GPU that torch does not see. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared import hub_models, machine
+from shared.datasets_index import absent_from_sample, load_index
+from shared.doctor_checks import (
+    MIN_PYTHON,
+    Result,
+    check_bitsandbytes,
+    check_browser,
+    check_disk,
+    check_font,
+    check_memory,
+    check_model,
+    check_packages,
+    check_python,
+    check_split,
+    check_torch,
+    check_torchvision,
+)
+from shared.fetch import free_bytes
+from shared.options import DATA_ROOT, MissingError, UserError, guarded, portable_path
+
+DEFAULT_MODEL = "Salesforce/blip2-opt-2.7b"
+DEFAULT_LIMIT = 1000  # of evaluate.py
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Keys of the results without which an experiment cannot run, and of those that it can use."""
+
+    required: frozenset[str]
+    useful: frozenset[str]
+
+
+BASE = frozenset({"python", "packages", "torch", "torchvision", "bitsandbytes", "memory", "disk"})
+PAGES = frozenset({"browser", "font"})
+NEEDS = {
+    ("blip2_qlora", True): Needs(BASE | {"toy_model"}, PAGES),
+    ("blip2_qlora", False): Needs(BASE | {"vqav2_val", DEFAULT_MODEL}, PAGES | {"vqav2_train"}),
+}
+EXPERIMENTS = sorted({experiment for experiment, _ in NEEDS})
+TITLES = {
+    "python": ("Python", "Python"),
+    "packages": ("packages", "软件包"),
+    "torch": ("torch and GPU", "torch 与 GPU"),
+    "torchvision": ("torchvision", "torchvision"),
+    "bitsandbytes": ("4-bit layers", "4-bit 层"),
+    "memory": ("memory", "内存"),
+    "disk": ("disk", "磁盘"),
+    "toy_model": ("toy model", "玩具模型"),
+    "vqav2_val": ("VQAv2 val", "VQAv2 val"),
+    "vqav2_train": ("VQAv2 train", "VQAv2 train"),
+    "coco2014": ("COCO 2014", "COCO 2014"),
+    "coco2017": ("COCO 2017", "COCO 2017"),
+    "browser": ("browser (tests)", "浏览器（测试）"),
+    "font": ("Chinese font", "中文字体"),
+}
+
+
+def examine(toy: bool, data_root: Path) -> list[Result]:
+    """All lines about this machine; `toy` asks less of memory and disk."""
+    index = load_index()
+    requirements = machine.project_requirements()
+    ranges = {re.match(r"[\w.-]+", r)[0]: re.sub(r"^[\w.-]+", "", r) for r in requirements}
+    installed = machine.installed_packages()
+    facts = machine.run_probe()
+    results = [
+        check_python(sys.version_info[:3]),
+        check_packages(requirements, installed),
+        check_torch(facts, machine.read_driver(), ranges["torch"]),
+        check_torchvision(
+            facts.get("torch") or installed.get("torch"),
+            installed.get("torchvision"),
+            machine.requirements_of("torchvision"),
+            facts.get("torchvision_error"),
+        ),
+        check_bitsandbytes(facts, ranges["bitsandbytes"]),
+        check_memory(
+            machine.available_memory(), [d["total"] for d in facts.get("devices", [])], toy
+        ),
+    ]
+    data = [toy_model_result(), *dataset_results(index, data_root), *model_results(index)]
+    known = {entry["id"]: entry["bytes"] for entry in index["models"].values()}
+    to_fetch = sum(known.get(r.key, 0) for r in data if r.status == "missing" and not toy)
+    results.append(check_disk(free_bytes(DATA_ROOT), DATA_ROOT, to_fetch))
+    results += data
+    playwright = importlib.util.find_spec("playwright") is not None
+    results += [
+        check_browser(playwright, machine.find_browser()),
+        check_font(machine.find_cjk_font()),
+    ]
+    return results
+
+
+def as_needed(result: Result, needs: Needs) -> Result:
+    """What an experiment can do without is a warning at most."""
+    if result.status == "missing" and result.key not in needs.required:
+        return dataclasses.replace(result, status="warning")
+    return result
+
+
+def toy_model_result() -> Result:
+    folder = DATA_ROOT / "toy_models" / "blip2_opt"
+    problems = hub_models.folder_problems(folder)
+    return check_model("toy_model", folder, problems, f"git checkout -- {portable_path(folder)}")
+
+
+def dataset_results(index: Mapping[str, Any], vqav2_root: Path) -> list[Result]:
+    """One line for each split that an experiment reads on its own, else one for the data set."""
+    results = []
+    for key, dataset, splits, flags in (
+        ("vqav2_val", "vqav2", ["val"], "--limit 1000"),
+        ("vqav2_train", "vqav2", ["train"], "--splits train"),
+        ("coco2014", "coco2014", ["train", "val"], ""),
+        ("coco2017", "coco2017", ["train", "val"], ""),
+    ):
+        entry = index["datasets"][dataset]
+        root = vqav2_root if entry["folder"] == "vqav2" else DATA_ROOT / entry["folder"]
+        names = dict.fromkeys(name for split in splits for name in entry["splits"][split])
+        archives = [index["archives"][name] for name in names]
+        command = f"python -m shared.download {dataset} {flags}".rstrip()
+        if root != DATA_ROOT / entry["folder"]:
+            command += f" --data_root {root}"
+        try:
+            sampled = key == "vqav2_val"
+            absent = absent_from_sample(archives, root, DEFAULT_LIMIT, 0) if sampled else None
+            results.append(check_split(key, archives, root, command, absent))
+        except UserError as error:  # a question file that is not the published one
+            results.append(Result(key, "missing", str(error), str(error), command))
+    return results
+
+
+def model_results(index: Mapping[str, Any]) -> list[Result]:
+    """The default model, and those of its family that are here."""
+    from shared.loading import model_folder
+
+    results = []
+    for entry in index["models"].values():
+        model_id = entry["id"]
+        try:
+            folder = model_folder(model_id)
+        except (MissingError, ImportError):  # or huggingface_hub itself is not installed yet
+            folder = None
+        if folder or model_id == DEFAULT_MODEL:
+            problems = hub_models.folder_problems(folder) if folder else []
+            mend = f"python -m shared.download {model_id}"
+            results.append(check_model(model_id, folder, problems, mend))
+    return results
+
+
+def table(results: Sequence[Result], language: str) -> str:
+    chinese = language == "zh"
+    words = {
+        "ok": ("ok", "正常"),
+        "warning": ("warning", "注意"),
+        "missing": ("missing", "缺少"),
+        "mend": ("mend:", "处理："),
+    }
+    names = {r.key: TITLES.get(r.key, (r.key, r.key))[chinese] for r in results}
+    width = max(map(display_width, names.values()))
+    lines = []
+    for r in results:
+        lead = pad(words[r.status][chinese], 9) + pad(names[r.key], width + 2)
+        lines.append(lead + (r.detail_zh if chinese else r.detail))
+        if r.mend:
+            lines.append(" " * display_width(lead) + f"{words['mend'][chinese]} {r.mend}")
+    return "\n".join(lines)
+
+
+def display_width(text: str) -> int:
+    """Columns in a terminal, where a Chinese character takes two."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def pad(text: str, width: int) -> str:
+    return text + " " * (width - display_width(text))
+
+
+def verdict(lacking: Sequence[str], experiment: str, toy: bool, language: str) -> str:
+    run = f"{experiment} --toy" if toy else experiment
+    names = [TITLES.get(key, (key, key))[language == "zh"] for key in lacking]
+    if language == "zh":
+        return f"{run}：不能运行，缺少 {'、'.join(names)}" if lacking else f"{run}：可以运行"
+    return f"{run} cannot run: {', '.join(names)}" if lacking else f"{run} can run"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m shared.doctor",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--for", dest="experiment", choices=EXPERIMENTS, help="what it needs only")
+    parser.add_argument("--toy", action="store_true", help="with --for: its toy run")
+    parser.add_argument("--data_root", help="where VQAv2 lies (default data/vqav2)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--language", choices=("en", "zh"), default="en")
+    options = parser.parse_args(argv)
+    if options.toy and not options.experiment:
+        parser.error("--toy goes with --for EXPERIMENT")
+    needs = NEEDS[options.experiment, options.toy] if options.experiment else None
+    if sys.version_info[:2] < MIN_PYTHON:
+        results = [check_python(sys.version_info[:3])]  # the rest does not run on it
+    else:
+        root = Path(options.data_root) if options.data_root else DATA_ROOT / "vqav2"
+        results = examine(options.toy, root)
+    if needs:
+        results = [as_needed(r, needs) for r in results if r.key in needs.required | needs.useful]
+    lacking = [
+        r.key for r in results if needs and r.key in needs.required and r.status == "missing"
+    ]
+    if options.json:
+        content = {
+            "experiment": options.experiment,
+            "toy": options.toy,
+            "can_run": not lacking if needs else None,
+            "results": [dataclasses.asdict(r) for r in results],
+        }
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        print(table(results, options.language))
+        if needs:
+            print(verdict(lacking, options.experiment, options.toy, options.language))
+    sys.exit(1 if lacking else 0)
+
+
+if __name__ == "__main__":
+    guarded(main)
