@@ -115,39 +115,48 @@ def sample_bytes(plan: Plan, archive: Archive) -> int:
     return round(archive.bytes / archive.pictures.count * count)
 
 
-def print_plan(plan: Plan) -> None:
+def print_plan(plan: Plan, with_time: bool) -> None:
     print(f"{plan.title}\n-> {portable_path(plan.root)}, {human_size(free_bytes(plan.root))} free")
     for archive in plan.ready:
         print(f"  {archive.name:32} in place")
     for archive in plan.archives:
         about = "about " if archive.approximate else ""
-        partial = plan.root / "downloads" / f"{archive.name}.part"
-        begun = f", {human_size(partial.stat().st_size)} already here" if partial.exists() else ""
+        have = begun_bytes(plan, archive)
+        begun = f", {human_size(have)} already here" if have else ""
         print(
             f"  {archive.name:32} {about}{human_size(archive.bytes)}{begun}"
             f" -> {', '.join(archive.contents)}"
         )
     for archive in plan.samples:
-        print(
-            f"  pictures of {plan.limit:,} questions (seed {plan.seed}), about"
-            f" {human_size(sample_bytes(plan, archive))} to fetch -> {archive.pictures.folder}/"
+        weight = sample_bytes(plan, archive)
+        state = (
+            f"about {human_size(weight)} -> {archive.pictures.folder}/" if weight else "in place"
         )
+        print(f"  pictures of {plan.limit:,} questions (seed {plan.seed}): {state}")
     total = download_bytes(plan)
-    if total:
+    if total and with_time:
         times = ", ".join(f"{human_time(total / s)} at {human_size(s)}/s" for s in SPEEDS)
         room = human_size(disk_bytes(plan))
         print(f"  to fetch: {human_size(total)} ({times}); needs {room} of disk")
 
 
+def begun_bytes(plan: Plan, archive: Archive) -> int:
+    """What an earlier start left of an archive."""
+    folder = plan.root / "downloads"
+    files = [folder / archive.name, folder / f"{archive.name}.part"]
+    return sum(f.stat().st_size for f in files if f.is_file())
+
+
 def download_bytes(plan: Plan) -> int:
-    return sum(a.bytes for a in plan.archives) + sum(sample_bytes(plan, a) for a in plan.samples)
+    whole = sum(max(0, a.bytes - begun_bytes(plan, a)) for a in plan.archives)
+    return whole + sum(sample_bytes(plan, a) for a in plan.samples)
 
 
 def disk_bytes(plan: Plan) -> int:
     """The peak: everything unpacked, and one archive (the largest) beside what came out of it."""
     unpacked = sum(a.unpacked_bytes for a in plan.archives)
     largest = max((a.bytes for a in plan.archives), default=0)
-    begun = sum(f.stat().st_size for f in (plan.root / "downloads").glob("*.zip*"))
+    begun = sum(begun_bytes(plan, a) for a in plan.archives)
     return max(0, unpacked + largest - begun) + sum(sample_bytes(plan, a) for a in plan.samples)
 
 
@@ -168,8 +177,9 @@ def run_plan(plan: Plan) -> None:
         for archive in plan.archives:
             fetch_archive(session, archive, plan.root)
         for archive in plan.samples:
-            absent = plan.absent_pictures(archive) or []
-            fetch_pictures(session, plan.root, archive.pictures, absent)
+            absent = plan.absent_pictures(archive)
+            if absent:
+                fetch_pictures(session, plan.root, archive.pictures, absent)
     except UnreachableError as error:
         raise UserError(f"{error}\n{by_hand(plan)}") from error
 
@@ -225,7 +235,10 @@ def fetch_pictures(session: Any, root: Path, pictures: Pictures, missing: Sequen
 
 def by_hand(plan: Plan) -> str:
     """Which file belongs where, and from where else it may come."""
-    lines = ["Fetch these files on a machine with a network, or through a mirror or netdisk:"]
+    lines = [
+        "When the network is back, the same command goes on. Without one: fetch these files on "
+        "another machine, or through a mirror or netdisk:"
+    ]
     for archive in [a for a in plan.archives if not in_place(a, plan.root)]:
         lines.append(f"  {archive.name} ({human_size(archive.bytes)})")
         lines += [f"    from {url}" for url in archive.urls]
@@ -237,7 +250,9 @@ def by_hand(plan: Plan) -> str:
             f"them: {archive.name} ({human_size(archive.bytes)}) from {archive.urls[0]}"
         )
         lines.append(f"    go to {plan.root / pictures.folder}/")
-    lines.append("Then, with FOLDER where they lie (zip files, or what was in them):")
+    lines.append(
+        "Then, with FOLDER on this machine (zip files, or what was in them, anywhere in it):"
+    )
     lines.append(f"  {plan.command} --from FOLDER")
     return "\n".join(lines)
 
@@ -463,7 +478,7 @@ def get_targets(
             )
             continue
         plan = make_plan(index, name, options)
-        print_plan(plan)
+        print_plan(plan, with_time=not options.from_folder)
         if options.dry_run:
             continue
         if options.from_folder:

@@ -462,13 +462,15 @@ def test_the_whole_data_set_arrives_and_a_second_start_fetches_nothing(world, tm
     assert capsys.readouterr().out.count("in place") == 4
 
 
-def test_limit_fetches_only_the_pictures_of_the_default_sample(world, tmp_path):
+def test_limit_fetches_only_the_pictures_of_the_default_sample(world, tmp_path, capsys):
     run("vqav2", "--limit", "3")
     assert {p.name for p in (tmp_path / "data/vqav2/val2014").iterdir()} == sample_of(3)
     assert not any("val2014.zip" in path for path, _ in world.requests)
     world.requests.clear()
+    capsys.readouterr()
     run("vqav2", "--limit", "3")
     assert world.requests == []
+    assert "pictures of 3 questions (seed 0): in place" in capsys.readouterr().out
 
 
 def test_a_picture_that_does_not_come_is_named_and_the_others_are_kept(world, tmp_path):
@@ -496,7 +498,7 @@ def test_dry_run_shows_sizes_time_and_place_and_asks_no_server(world, tmp_path, 
     run("vqav2", "--dry_run", "--limit", "3")
     shown = capsys.readouterr().out
     assert "q.zip" in shown
-    assert "pictures of 3 questions (seed 0)" in shown
+    assert "pictures of 3 questions (seed 0): about" in shown
     assert "min at 10.0 MB/s" in shown
     assert str(tmp_path / "data/vqav2") in shown
     assert world.requests == []
