@@ -148,7 +148,6 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     # Model
     from blip2_qlora.blip2 import Blip2ForVqa, choose_preset
 
-    torch_threads_for_small_models(base_folder)
     model, processor = load_for_training(options, training)
     preset = choose_preset(model.get_base_model().config, options.preset, options.prompt, False)
 
@@ -340,16 +339,6 @@ def save_adapter(folder: Path, model: Any, processor: Any, manifest: dict[str, A
         staging.rename(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
-
-
-def torch_threads_for_small_models(base_folder: Path) -> None:
-    """Matrices of a few hundred columns are faster on one thread than on many."""
-    import torch
-
-    size = sum(file.stat().st_size for file in base_folder.glob("*.safetensors"))
-    if size < 50e6 and not torch.cuda.is_available():
-        torch.set_num_threads(1)
-        print("a small model on a CPU: one thread is faster than many")
 
 
 def print_plan(
