@@ -30,16 +30,22 @@ from blip2_qlora.settings import (
     AskingOptions,
     prepare_toy,
 )
-from shared.loading import model_folder, pick_device, pick_dtype
+from shared.loading import (
+    adapter_fingerprint,
+    fingerprint,
+    model_folder,
+    pick_device,
+    pick_dtype,
+)
 from shared.options import (
     ToyOptions,
     UserError,
     guarded,
+    manifest_value,
     parse_options,
     portable_path,
     resolved_config,
     start_run,
-    synthetic_manifest,
     write_json,
 )
 from shared.vqav2 import QuestionSet, load_rows, load_split
@@ -80,13 +86,16 @@ def main(options: EvaluateOptions) -> None:
         print_plan(options, sample, folder, preset)
         return
 
-    model_folder(options.model, options.revision)  # missing weights are told before a folder exists
+    base_folder = model_folder(options.model, options.revision)
     dtype = pick_dtype(options.dtype, pick_device(options.device))
     config = resolved_config(
         options,
         script="evaluate",
         asked={"prompt": preset.prompt, **asdict(preset.decoding)},
         compute_dtype=str(dtype).removeprefix("torch."),
+        model_fingerprint=fingerprint(base_folder),
+        adapter_fingerprint=adapter_fingerprint(options.adapter),
+        data_hash=manifest_value(options.data_root, "data_hash"),
     )
     if start_run(folder, config):
         print(f"continuing {portable_path(folder)}")
@@ -208,8 +217,8 @@ def score(
         name = f"v2_OpenEnded_mscoco_{options.split}_{folder.name}_results.json"
         write_json(folder / name, official_results(records))
     metrics["synthetic"] = {
-        "data": synthetic_manifest(options.data_root) and options.data is None,
-        "model": synthetic_manifest(options.model),
+        "data": bool(manifest_value(options.data_root, "synthetic")) and options.data is None,
+        "model": bool(manifest_value(options.model, "synthetic")),
     }
     metrics["data_problems"] = {"count": len(sample.problems), "first": sample.problems[:20]}
     write_scores(folder, scored, metrics)

@@ -16,7 +16,8 @@ from shared.options import RESULT_NEUTRAL, UserError, read_json
 from shared.significance import PairedComparison, compare_paired
 
 # What may differ between a base and a tuned run of one comparison, besides RESULT_NEUTRAL.
-FREE = RESULT_NEUTRAL | {"adapter", "model", "revision", "device"}
+ADAPTER = {"adapter", "adapter_fingerprint"}
+FREE = RESULT_NEUTRAL | ADAPTER | {"model", "model_fingerprint", "revision", "device"}
 NAMES = {  # config key -> what a reader calls it
     "asked": "prompt or decoding",
     "compute_dtype": "dtype",
@@ -104,15 +105,18 @@ def compare_runs(base: Run, tuned: Run) -> PairedComparison:
 
 
 def find_zero_shot(folder: Path) -> Path | None:
-    """A finished run beside `folder` that differs from it in nothing but the adapter."""
+    """The newest finished run beside `folder` that differs from it in nothing but the adapter."""
     ours = read_json(folder / "config.json")
-    for config_file in sorted(folder.parent.glob("*/config.json")):
+    found = []
+    for metrics_file in folder.parent.glob("*/metrics.json"):
+        config_file = metrics_file.with_name("config.json")
+        if not config_file.is_file():
+            continue
         theirs = read_json(config_file)
-        free = RESULT_NEUTRAL | {"adapter"}
-        same = all(ours.get(k) == theirs.get(k) for k in (ours.keys() | theirs.keys()) - free)
-        if same and not theirs.get("adapter") and (config_file.parent / "metrics.json").is_file():
-            return config_file.parent
-    return None
+        keys = (ours.keys() | theirs.keys()) - RESULT_NEUTRAL - ADAPTER
+        if not theirs.get("adapter") and all(ours.get(k) == theirs.get(k) for k in keys):
+            found.append((metrics_file.stat().st_mtime, config_file.parent))
+    return max(found)[1] if found else None
 
 
 def summary_line(comparison: PairedComparison) -> str:

@@ -28,11 +28,11 @@ from shared.options import (
     ToyOptions,
     UserError,
     guarded,
+    manifest_value,
     parse_training_options,
     portable_path,
     resolved_config,
     start_run,
-    synthetic_manifest,
     write_json,
 )
 from shared.vqav2 import Question, QuestionSet, load_rows, load_split
@@ -143,7 +143,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
         return
     check_pictures(groups, training.seed)
     base_folder = model_folder(options.model, options.revision)
-    start_run(folder, training_config(options, training))
+    start_run(folder, training_config(options, training, base_folder))
 
     # Model
     from blip2_qlora.blip2 import Blip2ForVqa, choose_preset
@@ -209,11 +209,21 @@ def run_name(options: TrainOptions, training: TrainingArguments) -> str:
     return "_".join(part for part in parts if part)
 
 
-def training_config(options: TrainOptions, training: TrainingArguments) -> dict[str, Any]:
+def training_config(
+    options: TrainOptions, training: TrainingArguments, base_folder: Path
+) -> dict[str, Any]:
     """config.json: our options and the training flags that decide what comes out."""
     flags = {name: getattr(training, name) for name in DECIDING_FLAGS}
     flags = {k: v if isinstance(v, int | float | str | None) else str(v) for k, v in flags.items()}
-    return resolved_config(options, script="train", training=flags)
+    from shared.loading import fingerprint
+
+    return resolved_config(
+        options,
+        script="train",
+        training=flags,
+        model_fingerprint=fingerprint(base_folder),
+        data_hash=manifest_value(options.data_root, "data_hash"),
+    )
 
 
 def load_for_training(options: TrainOptions, training: TrainingArguments) -> tuple[Any, Any]:
@@ -320,7 +330,9 @@ def adapter_manifest(
             "held_out_questions": len(held_out),
         },
         "seed": training.seed,
-        "synthetic": synthetic_manifest(options.model) or synthetic_manifest(options.data_root),
+        "synthetic": any(
+            manifest_value(folder, "synthetic") for folder in (options.model, options.data_root)
+        ),
         "environment": environment(),
     }
 

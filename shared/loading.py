@@ -249,6 +249,19 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def adapter_fingerprint(adapter: str | None) -> str | None:
+    """A short hash of an adapter's weights: the same folder may hold a newly trained one."""
+    if adapter is None:
+        return None
+    weights = Path(adapter) / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise UserError(
+            f"{adapter}: no adapter_model.safetensors in it, so it is no adapter folder"
+        )
+    with weights.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class MemoryEstimate:
     """GiB that a run needs on one card, part by part; a bound from sizes, not a measurement."""

@@ -257,6 +257,9 @@ def guarded(main: Callable[[], object]) -> NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of our output (head, less) has closed: no error of ours
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, or the exit would complain once more
+        sys.exit(0)
     except KeyboardInterrupt:
         print("stopped; what is finished is saved, the same command goes on", file=sys.stderr)
         sys.exit(130)
@@ -367,9 +370,7 @@ def git_state() -> dict[str, Any]:
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 
-def synthetic_manifest(folder: Path | str | None) -> bool:
-    """Whether a data or model folder's manifest says that it is synthetic."""
-    if folder is None:
-        return False
+def manifest_value(folder: Path | str, key: str) -> Any:
+    """A value of a data or model folder's `manifest.json` (`synthetic`, `data_hash`), or None."""
     manifest = Path(folder) / "manifest.json"
-    return manifest.is_file() and bool(read_json(manifest).get("synthetic"))
+    return read_json(manifest).get(key) if manifest.is_file() else None
