@@ -105,6 +105,9 @@ def main(options: EvaluateOptions) -> None:
 
     model, processor = load_blip2(options, options.adapter)
 
+    for note in adapter_notes(options, preset.prompt):
+        print(note)
+
     # Answer
     records = answer(
         Blip2Answerer(model, processor, preset.decoding), preset, sample, folder, options
@@ -153,6 +156,19 @@ def choose_asking(options: EvaluateOptions) -> Any:
 
     config = read_config(options.model, options.revision)
     return choose_preset(config, options.preset, options.prompt, options.greedy)
+
+
+def adapter_notes(options: EvaluateOptions, prompt: str) -> list[str]:
+    """Where this evaluation asks the adapter otherwise than it was trained."""
+    if not options.adapter:
+        return []
+    trained = {key: manifest_value(options.adapter, key) for key in ("quantization", "prompt")}
+    here = {"quantization": options.quantization, "prompt": prompt}
+    return [
+        f"note: the adapter was trained with {key} {trained[key]!r}, it is evaluated with {value!r}"
+        for key, value in here.items()
+        if trained[key] not in (None, value)
+    ]
 
 
 def print_plan(options: EvaluateOptions, sample: QuestionSet, folder: Path, preset: Any) -> None:

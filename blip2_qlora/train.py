@@ -361,6 +361,8 @@ def print_plan(
     held_out: list[Question],
 ) -> None:
     """--dry_run: data, one sample with its learned tokens, what trains, steps, memory, time."""
+    import torch
+
     from blip2_qlora.blip2 import (
         choose_preset,
         count_parameters,
@@ -368,7 +370,6 @@ def print_plan(
         lora_parameters,
         read_config,
     )
-    import torch
 
     config = read_config(options.model, options.revision)
     preset = choose_preset(config, options.preset, options.prompt, False)
