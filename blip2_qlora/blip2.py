@@ -530,3 +530,26 @@ def estimate_memory(
         trainable=n_trainable * 16 / GIB,
         activations=(tokens * per_token * hidden * layers + vision) / GIB,
     )
+
+
+def inference_plan(
+    config: Blip2Config, preset: Preset, question: str, *, quantization: str, dtype: str, batch: int
+) -> list[str]:
+    """What --dry_run prints of a script that answers: shapes, one prompt, decoding, memory."""
+    size = config.vision_config.image_size
+    memory = estimate_memory(
+        config,
+        quantization=quantization,
+        dtype=torch.bfloat16 if dtype == "auto" else getattr(torch, dtype),
+        pictures=batch,
+        questions=batch,
+        text_tokens=32,
+        num_beams=preset.decoding.num_beams,
+    )
+    tokens = config.num_query_tokens
+    return [
+        f"pictures: (up to {batch}, 3, {size}, {size}) -> {tokens} image tokens each",
+        f"prompt:   <image> x {tokens} + {preset.prompt.format(question)!r}",
+        f"decoding: {preset.decoding}",
+        f"memory:   {memory}",
+    ]

@@ -173,31 +173,21 @@ def adapter_notes(options: EvaluateOptions, prompt: str) -> list[str]:
 
 def print_plan(options: EvaluateOptions, sample: QuestionSet, folder: Path, preset: Any) -> None:
     """--dry_run: the sample, one prompt, the memory; no weights are loaded."""
-    import torch
-
-    from blip2_qlora.blip2 import estimate_memory, language_model_kind, read_config
+    from blip2_qlora.blip2 import inference_plan, language_model_kind, read_config
 
     config = read_config(options.model, options.revision)
-    first = sample.questions[0]
-    size = config.vision_config.image_size
-    memory = estimate_memory(
-        config,
-        quantization=options.quantization,
-        dtype=torch.bfloat16 if options.dtype == "auto" else getattr(torch, options.dtype),
-        pictures=options.batch_size,
-        questions=options.batch_size,
-        text_tokens=32,
-        num_beams=preset.decoding.num_beams,
-    )
     print(f"run:      {portable_path(folder)}")
     print(f"model:    {options.model} ({language_model_kind(config)})")
     print(f"sample:   {len(sample.questions)} questions, {len(sample.problems)} bad rows left out")
-    print(f"pictures: (batch, 3, {size}, {size}) -> {config.num_query_tokens} image tokens each")
-    print(
-        f"prompt:   <image> x {config.num_query_tokens} + {preset.prompt.format(first.question)!r}"
+    plan = inference_plan(
+        config,
+        preset,
+        sample.questions[0].question,
+        quantization=options.quantization,
+        dtype=options.dtype,
+        batch=options.batch_size,
     )
-    print(f"decoding: {preset.decoding}")
-    print(f"memory:   {memory}")
+    print("\n".join(plan))
 
 
 def answer(

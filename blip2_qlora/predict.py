@@ -50,7 +50,7 @@ class PredictOptions(AskingOptions, ToyOptions):
 def main(options: PredictOptions) -> None:
     rows = rows_to_answer(options)
     if options.dry_run:
-        print(f"{len(rows.questions)} rows; first: {rows.questions[0]}")
+        print_plan(options, rows)
         return
     for problem in rows.problems:
         print(f"left out: {problem}", file=sys.stderr)
@@ -74,6 +74,23 @@ def main(options: PredictOptions) -> None:
             raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     if all("error" in line for line in lines):
         raise UserError("no picture could be read")
+
+
+def print_plan(options: PredictOptions, rows: QuestionSet) -> None:
+    """--dry_run: how many rows, one prompt, the memory; no weights are loaded."""
+    from blip2_qlora.blip2 import choose_preset, inference_plan, read_config
+
+    config = read_config(options.model, options.revision)
+    print(f"rows:     {len(rows.questions)}, first: {rows.questions[0].image_name}")
+    plan = inference_plan(
+        config,
+        choose_preset(config, options.preset, options.prompt, options.greedy),
+        rows.questions[0].question,
+        quantization=options.quantization,
+        dtype=options.dtype,
+        batch=min(options.batch_size, len(rows.questions)),
+    )
+    print("\n".join(plan))
 
 
 def rows_to_answer(options: PredictOptions) -> QuestionSet:
