@@ -39,11 +39,11 @@ OptionsT = TypeVar("OptionsT")
 
 
 class UserError(Exception):
-    """Something the user can mend; scripts print the message without a traceback and exit with 2."""
+    """Something the user can mend; scripts print it without a traceback and exit with 2."""
 
 
 class MissingError(UserError):
-    """Data or weights are not on this machine; the message names the download and the toy command."""
+    """Data or weights are not here; the message names the download and the toy command."""
 
 
 @dataclass
@@ -141,18 +141,16 @@ def parse_training_options(
     spelled = {token.split("=")[0].replace("-", "_") for token in argv if token.startswith("--")}
     if {"__batch_size", "__per_device_train_batch_size"} <= spelled:
         parser.error("--batch_size is an alias of --per_device_train_batch_size: give one of them")
-    if "__device" in spelled:
-        device = argv[argv.index("--device") + 1] if "--device" in argv else ""
-        if device.startswith("cuda:"):
-            parser.error(
-                f"--device {device}: in training the GPU is chosen by CUDA_VISIBLE_DEVICES or by "
-                "accelerate launch"
-            )
-        if device == "cpu":
-            parser.set_defaults(use_cpu=True)
+    given, _ = parser.parse_known_args(argv)
+    if given.device.startswith("cuda:"):
+        parser.error(
+            f"--device {given.device}: in training the GPU is chosen by CUDA_VISIBLE_DEVICES or by "
+            "accelerate launch"
+        )
+    if given.device == "cpu":
+        parser.set_defaults(use_cpu=True)
     if "__batch_size" in spelled:
-        (ours, _) = parse_known(parser, argv)
-        parser.set_defaults(per_device_train_batch_size=ours.batch_size)
+        parser.set_defaults(per_device_train_batch_size=given.batch_size)
     options, training = parse_known(parser, argv)
     if toy and prepare_toy is not None:
         prepare_toy()
@@ -233,8 +231,10 @@ def expand_yaml(parser, argv: Sequence[str]) -> list[str]:
             parser.error(f"{path}: {unknown_key_message(flag, known)}")
         if value is None:
             continue
-        values = value if isinstance(value, list) else [value]
-        flags += [flag, *(str(v).lower() if isinstance(v, bool) else str(v) for v in values)]
+        if isinstance(value, list):
+            flags += [flag, *map(str, value)]
+        else:  # joined by "=", so that a text which begins with a dash is not taken for a flag
+            flags.append(f"{flag}={str(value).lower() if isinstance(value, bool) else value}")
     return flags + argv[1:]
 
 
@@ -280,7 +280,7 @@ def resolved_config(options: Any, **extra: Any) -> dict[str, Any]:
     config = dataclasses.asdict(options) | extra
     return {
         key: portable_path(value)
-        if isinstance(value, str) and (os.sep in value) and Path(value).exists()
+        if isinstance(value, str) and (os.sep in value) and os.path.exists(value)
         else value
         for key, value in config.items()
     }
@@ -305,10 +305,12 @@ def start_run(folder: Path, config: Mapping[str, Any], *, command: str | None = 
                 f"{folder} holds a run with other options ({'; '.join(differing)}). "
                 "Give another --output_dir, or delete that folder."
             )
-        return True
-    write_json(config_file, config)
-    write_json(folder / "environment.json", environment(command))
-    return False
+    continued = config_file.exists()
+    if not continued:
+        write_json(config_file, config)
+    if not (folder / "environment.json").exists():
+        write_json(folder / "environment.json", environment(command))
+    return continued
 
 
 def read_json(path: Path) -> Any:
