@@ -76,7 +76,9 @@ def header_size(path: Path | str) -> tuple[int, int]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Pictures of a folder and its subfolders by suffix, in name order. Raises UserError if none."""
+    """Pictures of a folder and its subfolders by suffix, by name. Raises UserError if none."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
     found = sorted(
         p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
     )
