@@ -1,0 +1,185 @@
+"""Two runs side by side: what changed, how sure that is, and on which pictures.
+
+Pairs the questions of two runs of `evaluate.py`, tests the difference, and writes a page that needs
+nothing but itself. Runs that are not comparable (other questions, prompt, decoding, protocol or
+dtype) are refused, or shown under a red banner with `--force`. Two files of `predict.py` give a
+gallery. `--verify` scores a run's records again and compares.
+
+    python blip2_qlora/compare.py --toy                         # the two runs of make quickstart
+    python blip2_qlora/compare.py --base outputs/blip2_qlora/RUN --tuned outputs/blip2_qlora/RUN2
+    python blip2_qlora/compare.py --base before.jsonl --tuned after.jsonl --images_root photos/
+    python blip2_qlora/compare.py --verify outputs/blip2_qlora/RUN
+
+Reads config.json, environment.json, predictions.jsonl, scored.jsonl, metrics.json of both runs and
+the pictures of the gallery. Writes report.html and comparison.json. `--verify` exits with 1 when
+something differs.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from blip2_qlora.runs import Run, read_run
+from blip2_qlora.settings import RUNS, prepare_toy
+from shared.options import UserError, guarded, parse_options, portable_path, write_json
+
+BASELINE_PICTURES = Path(__file__).with_name("baseline_images")  # predict.py's default
+MOST_DIFFERENCES = 20  # printed by --verify
+TOY_DEFAULTS = {
+    "base": str(RUNS / "quickstart_zero-shot"),
+    "tuned": str(RUNS / "quickstart_tuned"),
+    "output_dir": str(RUNS / "quickstart_report"),
+}
+
+
+@dataclass
+class CompareOptions:
+    """What is compared, and the page"""
+
+    base: str | None = field(
+        default=None, metadata={"help": "run folder of evaluate.py, or a file of predict.py"}
+    )
+    tuned: str | None = field(default=None, metadata={"help": "the same, of the other model"})
+    output_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "where the report goes (default: outputs/blip2_qlora/compare_BASE_TUNED)"
+        },
+    )
+    language: Literal["en", "zh"] = field(
+        default="en", metadata={"help": "of the page and the summary"}
+    )
+    seed: int = field(default=0, metadata={"help": "of the gallery's sample and the resampling"})
+    force: bool = field(
+        default=False, metadata={"help": "compare what is not comparable, under a red banner"}
+    )
+    images_root: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder of the pictures that predict.py's files name (default: as named, then "
+            "beside the file, then the ten baseline pictures)"
+        },
+    )
+    verify: str | None = field(
+        default=None, metadata={"help": "score this run's records again instead, and compare"}
+    )
+    toy: bool = field(
+        default=False,
+        metadata={"help": "the embedded synthetic world: compares the runs of make quickstart"},
+    )
+
+
+def main(options: CompareOptions) -> None:
+    if options.verify:
+        verify_run(Path(options.verify))
+        return
+
+    # Read
+    from blip2_qlora.comparison import compare, pair_up, reasons_against
+
+    base, tuned = read_both(options)
+    reasons = reasons_against(base, tuned)
+    if reasons and not options.force:
+        listed = "\n  ".join(reasons)
+        raise UserError(
+            f"{base.name} and {tuned.name} should not be compared:\n  {listed}\n"
+            "Run evaluate.py again with the same options for both, or give --force: the report "
+            "then compares the common questions under a red banner."
+        )
+
+    # Compare
+    comparison = compare(base, tuned, seed=options.seed)
+
+    # Report
+    from blip2_qlora.compare_report import make_report, summary
+    from shared.report import write_report
+
+    folder = Path(options.output_dir or RUNS / f"compare_{base.name}_{tuned.name}")
+    report = make_report(
+        comparison,
+        base,
+        tuned,
+        pair_up(base, tuned),
+        reasons=reasons,
+        find_picture=lambda record: find_picture(record, base, options.images_root),
+        language=options.language,
+        made_by=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        date=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+    )
+    write_json(folder / "comparison.json", comparison | {"not_comparable": reasons})
+    write_report(folder / "report.html", report)
+    path = portable_path(folder / "report.html")
+    print(summary(comparison, reasons, path, options.language))
+
+
+def read_both(options: CompareOptions) -> tuple[Run, Run]:
+    """Two run folders, or two files of predict.py. Raises UserError for anything else."""
+    from blip2_qlora.comparison import read_predictions
+
+    if not options.base or not options.tuned:
+        finished = sorted(portable_path(p.parent) for p in RUNS.glob("*/scored.jsonl"))
+        there = "\n  ".join(finished) or "none yet: python blip2_qlora/evaluate.py --toy makes one"
+        raise UserError(f"give two runs, --base and --tuned. Finished runs here:\n  {there}")
+    paths = [Path(options.base), Path(options.tuned)]
+    for path in paths:
+        if not path.exists():
+            made_by = "make quickstart" if options.toy else "evaluate.py, or predict.py --output"
+            raise UserError(f"{path}: no such run; {made_by} writes it")
+    if all(path.is_dir() for path in paths):
+        return read_run(paths[0]), read_run(paths[1])
+    if any(path.is_dir() for path in paths):
+        raise UserError("give two run folders or two files of predict.py, not one of each")
+    return read_predictions(paths[0]), read_predictions(paths[1])
+
+
+def find_picture(record: Mapping[str, Any], run: Run, images_root: str | None) -> Path:
+    """The picture file of a record, whether or not it is there.
+
+    A run's pictures lie under its data root, or beside its own rows; those of a predict.py file
+    under --images_root, as named, beside the file, or among the baseline pictures.
+    """
+    from blip2_qlora.comparison import locate
+
+    name = record["image"]
+    if images_root:
+        return Path(images_root) / name
+    if run.config:
+        data = run.config.get("data")
+        return (locate(data).parent if data else locate(run.config["data_root"])) / name
+    tried = [Path(name), run.folder.parent / name, BASELINE_PICTURES / name]
+    return next((path for path in tried if path.is_file()), tried[0])
+
+
+def verify_run(folder: Path) -> None:
+    """Prints whether the stored scores are those of the records; exit status 1 when not."""
+    from blip2_qlora.comparison import verify
+
+    run = read_run(folder)
+    differing = verify(run)
+    if not differing:
+        print(f"{folder}: {len(run.records)} questions scored again, all as stored")
+        return
+    print(f"{folder}: {len(differing)} things are not as its records give:")
+    for line in differing[:MOST_DIFFERENCES]:
+        print(f"  {line}")
+    if len(differing) > MOST_DIFFERENCES:
+        print(f"  ... and {len(differing) - MOST_DIFFERENCES} more")
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    guarded(
+        lambda: main(
+            parse_options(
+                CompareOptions,
+                description=__doc__.split("\n")[0],
+                toy_defaults=TOY_DEFAULTS,
+                prepare_toy=prepare_toy,
+            )
+        )
+    )

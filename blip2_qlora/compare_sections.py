@@ -1,0 +1,408 @@
+"""The sections of a comparison's page: results, examples, confidence, scoring, what ran.
+
+Each function turns figures of `comparison.compare` into blocks of `shared.report`. Only the
+gallery opens files: its pictures, where a missing one becomes a placeholder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from blip2_qlora.calibration import COVERAGE
+from blip2_qlora.compare_texts import TEXTS
+from blip2_qlora.comparison import Pair, scored_data
+from blip2_qlora.runs import Run
+from shared import charts
+from shared.report import (
+    Answer,
+    Block,
+    Card,
+    Chart,
+    Charts,
+    CopyBox,
+    Gallery,
+    Language,
+    Row,
+    Table,
+    Text,
+    Tone,
+    csv_table,
+    interval,
+    markdown_table,
+    p_value,
+    percent,
+    points,
+    thumbnail,
+)
+
+CHART_TYPES = 12  # question types in the chart; the table holds all
+Comparison = Mapping[str, Any]
+Words = Mapping[str, str]
+NamedRows = Sequence[tuple[str, Mapping[str, Any]]]
+FindPicture = Callable[[Mapping[str, Any]], Path]
+
+
+def with_interval(estimate: Mapping[str, Any]) -> str:
+    """61.20 [58.10, 64.30], in percent."""
+    return f"{estimate['value']:.2f} {interval(estimate.get('low'), estimate.get('high'))}"
+
+
+def difference_with_interval(row: Mapping[str, Any]) -> str:
+    """+8.20 [+5.10, +11.30], in percentage points."""
+    return f"{points(row['difference'])} {interval(row['low'], row['high'], signed=True)}"
+
+
+def told_apart(row: Mapping[str, Any]) -> bool:
+    """Whether the difference's interval leaves out 0."""
+    return row["low"] is not None and not row["low"] <= 0 <= row["high"]
+
+
+def results(comparison: Comparison, words: Words, language: Language) -> list[Block]:
+    """Charts and tables of the headline, by answer type and by question type."""
+    labels = TEXTS[charts.chart_language(language)]
+    answer_types, question_types = (
+        list(comparison[key].items()) for key in ("per_answer_type", "per_question_type")
+    )
+    everything = comparison["overall"]
+    drawn = [(labels["all"], everything), *answer_types]
+    blocks: list[Block] = [
+        Charts([
+            accuracy_chart(drawn, labels, words, words["chart_answer_types"], comparison["blind"]),
+            outcome_chart(drawn, labels, words),
+        ]),
+        type_table(words["by_answer_type"], [(words["all"], everything), *answer_types], words,
+                   clustered_note(comparison, words)),
+    ]  # fmt: skip
+    if question_types:
+        drawn = question_types[:CHART_TYPES]
+        title = words["chart_question_types"]
+        if len(drawn) < len(question_types):
+            title = words["chart_question_types_top"].format(n=CHART_TYPES)
+        blocks += [
+            Charts([
+                accuracy_chart(drawn, labels, words, title, None),
+                outcome_chart(drawn, labels, words),
+            ]),
+            type_table(words["by_question_type"], question_types, words),
+        ]  # fmt: skip
+    return blocks
+
+
+def clustered_note(comparison: Comparison, words: Words) -> str:
+    overall = comparison["overall"]
+    if overall["test"] != "mcnemar-exact" or overall["n_pictures"] == overall["n"]:
+        return ""
+    return words["clustered"].format(p=p_value(overall["p_value_clustered"]))
+
+
+def adjusted_p(row: Mapping[str, Any]) -> float | None:
+    """Holm's p in a table of types; the row of all questions is one test of its own."""
+    return row.get("p_holm", row["p_value"])
+
+
+def type_table(title: str, rows: NamedRows, words: Words, note: str = "") -> Table:
+    header, body = type_cells(rows, words)
+
+    def tone(row: Mapping[str, Any]) -> Tone:
+        p = adjusted_p(row)
+        if p is None or p > 0.05:
+            return ""
+        return "good" if row["difference"] > 0 else "bad"
+
+    return Table(
+        header=header,
+        rows=[Row(cells, row["n"], tone(row)) for cells, (_, row) in zip(body, rows, strict=True)],
+        title=title,
+        note=" ".join(filter(None, [words["type_note"], note])),
+    )
+
+
+def type_cells(rows: NamedRows, words: Words) -> tuple[list[str], list[list[str]]]:
+    header = [words["type"], words["n"], words["base"], words["tuned"], words["difference"],
+              words["p_holm"], words["outcomes"]]  # fmt: skip
+    body = [
+        [
+            name,
+            f"{row['n']:,}",
+            *(with_interval(row[side]) for side in ("base", "tuned")),
+            difference_with_interval(row),
+            p_value(adjusted_p(row)),
+            f"{row['wins']} / {row['ties']} / {row['losses']}",
+        ]
+        for name, row in rows
+    ]
+    return header, body
+
+
+def accuracy_chart(
+    rows: NamedRows, labels: Words, words: Words, title: str, blind: Mapping[str, Any] | None
+) -> Chart:
+    """`labels` are the words that the chart's fonts can draw, `words` those of the page."""
+    known_blind = blind is not None and blind["value"] is not None
+    png = charts.accuracy_bars(
+        [f"{charts.drawable(name, 22)} ({row['n']:,})" for name, row in rows],
+        {labels[side]: [row[side] for _, row in rows] for side in ("base", "tuned")},
+        x_label=labels["axis_accuracy"],
+        reference=(labels["blind_line"], blind["value"]) if known_blind else None,
+    )
+    return Chart(png, title, words["alt_bars"])
+
+
+def outcome_chart(rows: NamedRows, labels: Words, words: Words) -> Chart:
+    png = charts.outcome_bars(
+        [charts.drawable(name, 22) for name, _ in rows],
+        [(row["wins"], row["ties"], row["losses"]) for _, row in rows],
+        [labels[f"{name}_label"] for name in ("better", "equal", "worse")],
+    )
+    return Chart(png, words["chart_outcomes"], words["alt_outcomes"])
+
+
+def confidence(comparison: Comparison, words: Words, language: Language) -> list[Block]:
+    labels = TEXTS[charts.chart_language(language)]
+    sides = {side: comparison["confidence"][side] for side in ("base", "tuned")}
+    known = {side: figures for side, figures in sides.items() if figures["ece"] is not None}
+    blocks: list[Block] = [Text([words["confidence_what"]])]
+    if not known:
+        return [*blocks, Text([words["confidence_none"]])]
+    eces = ", ".join(f"{words[side]} {figures['ece']:.3f}" for side, figures in known.items())
+    drawn = [
+        Chart(
+            charts.reliability_diagram(
+                {labels[side]: figures["bins"] for side, figures in known.items()},
+                x_label=labels["axis_confidence"],
+                y_label=labels["axis_score"],
+                count_label=labels["axis_count"],
+                ideal=labels["ideal"],
+            ),
+            words["chart_reliability"].format(eces=eces),
+            words["alt_reliability"],
+        ),
+        Chart(
+            charts.risk_coverage_chart(
+                {labels[side]: figures["curve"] for side, figures in known.items()},
+                x_label=labels["axis_coverage"],
+                y_label=labels["axis_accuracy"],
+            ),
+            words["chart_risk"],
+            words["alt_risk"],
+        ),
+    ]
+    table = Table(
+        header=[words["run"], words["n"], words["ece_head"], words["brier_head"],
+                words["coverage_head"].format(share=COVERAGE), words["aurc_head"]],
+        rows=[
+            Row([words[side], f"{figures['n']:,}", f"{figures['ece']:.3f}",
+                 f"{figures['brier']:.3f}", percent(100 * figures["score_at_coverage"][1]),
+                 f"{figures['aurc']:.3f}"], figures["n"])
+            for side, figures in known.items()
+        ],
+        title=words["confidence_table"],
+        note=words["confidence_note_table"],
+    )  # fmt: skip
+    return [*blocks, Charts(drawn), table]
+
+
+def scoring(comparison: Comparison, words: Words) -> list[Block]:
+    rows = [
+        (name, words[f"published {name}"], row)
+        for name, row in (comparison["protocols"] or {}).items()
+    ]
+    if comparison["exact_match"]:
+        rows.append((words["exact_match"], words["exact_match_who"], comparison["exact_match"]))
+    protocols = Table(
+        header=[words["protocol"], words["published"], words["n"], words["base"], words["tuned"],
+                words["difference"]],
+        rows=[
+            Row([name, who, f"{row['n']:,}",
+                 *(with_interval(row[side]) for side in ("base", "tuned")),
+                 difference_with_interval(row)], row["n"])
+            for name, who, row in rows
+        ],
+        title=words["protocols"],
+        note=words["protocols_note"].format(metric=comparison["metric"]),
+        text_columns=(0, 1),
+    )  # fmt: skip
+    keys = ("expected", "compared", "errors", "empty", "cut")
+    completeness = Table(
+        header=[words["run"], *(words[key] for key in keys), words["without_errors"]],
+        rows=[
+            Row([words[side], *(f"{counts[key]:,}" for key in keys),
+                 f"{percent(counts['excluding_errors']['value'])} "
+                 f"(n {counts['excluding_errors']['n']:,})"])
+            for side, counts in comparison["counts"].items()
+        ],
+        title=words["completeness"],
+        note=words["completeness_note"],
+    )  # fmt: skip
+    return [protocols, completeness]
+
+
+def galleries(
+    comparison: Comparison,
+    by_id: Mapping[str, Pair],
+    find_picture: FindPicture,
+    words: Words,
+) -> list[Block]:
+    blocks: list[Block] = []
+    for name, stratum in comparison["gallery"].items():
+        note = words["surest" if name == "confident_errors" else "sampled"].format(
+            shown=len(stratum["shown"]), total=stratum["total"], seed=comparison["seed"]
+        )
+        cards = [card(by_id[key], find_picture, words) for key in stratum["shown"]]
+        blocks.append(Gallery(words[name], note, cards))
+    return blocks
+
+
+def card(pair: Pair, find_picture: FindPicture, words: Words) -> Card:
+    answers = [
+        said(words[side], record, scored["score"], words)
+        for side, record, scored in (
+            ("base", pair.base, pair.base_scored),
+            ("tuned", pair.tuned, pair.tuned_scored),
+        )
+    ]
+    facts = []
+    captions = [record.get("caption") for record in (pair.base, pair.tuned)]
+    if pair.base["question"] and any(captions):
+        facts.append((words["caption"], " → ".join(c or "–" for c in dict.fromkeys(captions))))
+    if pair.base["references"]:
+        counted = Counter(pair.base["references"]).most_common()
+        listed = ", ".join(f"{answer} ×{n}" if n > 1 else answer for answer, n in counted)
+        facts.append((words["references"], listed))
+    place = [pair.base["question_type"], pair.sample_id, pair.base["image"]]
+    if pair.sample_id.startswith(pair.base["image"]):  # rows of predict.py have no id of their own
+        place.remove(pair.sample_id)
+    return Card(
+        picture=thumbnail(find_picture(pair.base)),
+        title=pair.base["question"] or words["no_question"],
+        answers=answers,
+        facts=facts,
+        note=" · ".join(filter(None, place)),
+    )
+
+
+def said(label: str, record: Mapping[str, Any], score: float | None, words: Words) -> Answer:
+    """One model's answer, or its error, with score and confidence."""
+    if record["status"] != "ok":
+        return Answer(label, record["error"], None, words["error_note"], "stop")
+    notes = []
+    if score is not None:
+        notes.append(words["score_note"].format(score=score))
+    if record["confidence"] is not None:
+        notes.append(words["confidence_note"].format(confidence=record["confidence"]))
+    if record["finish_reason"] == "length":
+        notes.append(words["cut_note"])
+    tone = "" if score is None else "good" if score >= 0.5 else "warn" if score > 0 else "bad"
+    return Answer(label, record["answer"], record["raw_output"], ", ".join(notes), tone)
+
+
+def copy_boxes(comparison: Comparison, words: Words) -> list[Block]:
+    """The types' table as Markdown, and as CSV with plain numbers."""
+    rows = [
+        (words["all"], comparison["overall"]),
+        *comparison["per_answer_type"].items(),
+        *comparison["per_question_type"].items(),
+    ]
+    header, body = type_cells(rows, words)
+    numbers = ["difference", "low", "high", "p_value", "wins", "ties", "losses"]
+    csv_rows = [
+        [name, row["n"],
+         *(row[side].get(key) for side in ("base", "tuned") for key in ("value", "low", "high")),
+         *(row[key] for key in numbers[:4]), row.get("p_holm"), *(row[key] for key in numbers[4:])]
+        for name, row in rows
+    ]  # fmt: skip
+    csv_header = [
+        "type", "n", "base", "base_low", "base_high", "tuned", "tuned_low", "tuned_high",
+        *numbers[:4], "p_holm", *numbers[4:],
+    ]  # fmt: skip
+    return [
+        CopyBox(words["copy_markdown"], markdown_table(header, body)),
+        CopyBox(words["copy_csv"], csv_table(csv_header, csv_rows)),
+    ]
+
+
+def what_ran(comparison: Comparison, base: Run, tuned: Run, words: Words) -> list[Block]:
+    """Data, what the weights had seen, both configurations and environments, side by side."""
+    if not base.config:
+        header = [words["run"], words["option"]]
+        rows = [Row([words[side], comparison[side]["folder"]]) for side in ("base", "tuned")]
+        return [Table(header=header, rows=rows, text_columns=(0, 1))]
+    sides = (comparison["base"], comparison["tuned"])
+    options = side_by_side([flat(side["config"]) for side in sides])
+    environments = side_by_side([flat(side["environment"] or {}) for side in sides])
+    differing = [row for row in options + environments if row[1] != row[2]]
+
+    def table(title: str, rows: Sequence[tuple[str, str, str]], folded: bool) -> Table:
+        return Table(
+            header=[words["option"], words["base"], words["tuned"]],
+            rows=[Row(row, tone="mark" if folded and row[1] != row[2] else "") for row in rows],
+            title=title, text_columns=(0, 1, 2), folded=folded,
+        )  # fmt: skip
+
+    blocks: list[Block] = [
+        Text(data_statements(comparison, base, tuned, words)),
+        table(words["differing"], differing, False),
+        table(words["all_options"], options, True),
+        table(words["environment"], environments, True),
+    ]
+    for side in sides:
+        if side["adapter_manifest"]:
+            rows = [Row(item) for item in flat(side["adapter_manifest"]).items()]
+            blocks.append(Table(
+                header=[words["option"], words["value"]], rows=rows, folded=True,
+                title=f"{words['adapter_table']} ({side['name']})", text_columns=(0, 1),
+            ))  # fmt: skip
+    return blocks
+
+
+def data_statements(comparison: Comparison, base: Run, tuned: Run, words: Words) -> list[str]:
+    """What is scored, and which data trained the weights, as far as it is recorded."""
+    config = base.config
+    sample = words["all_of_it"]
+    if config.get("limit"):
+        sample = words["drawn"].format(limit=config["limit"], seed=config.get("seed"))
+    data = data_words(*scored_data(base), words)
+    lines = [words["scored_on"].format(data=f"{data} ({sample})")]
+    for run, side in ((base, comparison["base"]), (tuned, comparison["tuned"])):
+        learned = (side["adapter_manifest"] or {}).get("data")
+        if learned:
+            lines.append(words["adapter_data"].format(
+                run=run.name, questions=learned["questions"],
+                held_out=learned["held_out_questions"],
+                data=data_words(learned["source"], learned["split"], words),
+            ))  # fmt: skip
+        elif side["adapter"]:
+            lines.append(words["adapter_unknown"].format(run=run.name, adapter=side["adapter"]))
+    lines.append(words["base_data"])
+    problems = comparison["base"]["data_problems"]
+    if problems and problems["count"]:
+        first = problems["first"][0]
+        lines.append(words["left_out"].format(count=problems["count"], first=first))
+    return lines
+
+
+def data_words(source: str | None, split: str | None, words: Words) -> str:
+    if split is None:
+        return words["data_own"].format(data=source)
+    return words["data_split"].format(split=split, root=source)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested options as one level of dotted names, values as JSON."""
+    result: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            result[f"{prefix}{key}"] = "–" if value is None else text
+    return result
+
+
+def side_by_side(both: Sequence[Words]) -> list[tuple[str, str, str]]:
+    first, second = both
+    return [(key, first.get(key, "–"), second.get(key, "–")) for key in first | second]

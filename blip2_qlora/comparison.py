@@ -1,0 +1,392 @@
+"""Everything that is said about two runs, as one JSON-able dict: a pure function of their records.
+
+The questions of both runs are paired by id. Differences come with a cluster-bootstrap interval and
+a paired test (`shared.significance`), types with Holm's correction, confidence with reliability and
+risk-coverage figures (`calibration`). Accuracies are in percent, differences in percentage points,
+confidences and p-values in 0..1. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blip2_qlora.calibration import reliability, risk_coverage
+from blip2_qlora.runs import Run, differences_in_kind
+from blip2_qlora.scoring import (
+    PUBLISHED_UNDER,
+    estimate,
+    official_results,
+    score_record,
+    score_run,
+)
+from shared.answering import read_records
+from shared.options import REPO_ROOT, UserError, manifest_value, portable_path, read_json
+from shared.significance import PairedComparison, compare_paired, holm
+
+CARDS = 6  # of each stratum in the gallery
+ROUNDING = 0.011  # stored percentages have two decimals
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One question, both records, both headline scores (0..1, None without references)."""
+
+    sample_id: str
+    base: dict[str, Any]
+    tuned: dict[str, Any]
+    base_scored: dict[str, Any]
+    tuned_scored: dict[str, Any]
+
+    @property
+    def scored(self) -> bool:
+        return self.base_scored["score"] is not None and self.tuned_scored["score"] is not None
+
+    @property
+    def change(self) -> float:
+        return self.tuned_scored["score"] - self.base_scored["score"]
+
+
+def pair_up(base: Run, tuned: Run) -> list[Pair]:
+    """The questions that both runs hold, in the base run's order."""
+    return [
+        Pair(key, base.records[key], tuned.records[key], base.scored[key], tuned.scored[key])
+        for key in base.scored
+        if key in tuned.scored
+    ]
+
+
+def read_predictions(file: Path) -> Run:
+    """A file of `predict.py` as a run without scores; rows are known by picture and question.
+
+    Raises UserError naming the line that is no such row.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
+    records: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            image, question = row["image_path"], row["question"] or ""
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} line {number}: not a row of predict.py ({error})") from error
+        key = name = f"{image} {question}".strip()
+        repetition = 2
+        while key in records:
+            key, repetition = f"{name} ({repetition})", repetition + 1
+        error = row.get("error")
+        said = row.get("answer") if question else row.get("caption")
+        records[key] = {
+            "sample_id": key, "image": image, "image_id": image, "question": question,
+            "question_type": None, "answer_type": None, "prompt": None, "raw_output": None,
+            "answer": said, "caption": row.get("caption"), "references": [],
+            "confidence": row.get("confidence"), "finish_reason": None,
+            "status": "error" if error else "ok", "error": error,
+        }  # fmt: skip
+    if not records:
+        raise UserError(f"{file}: no rows; predict.py --output writes them")
+    scored = {key: score_record(record) for key, record in records.items()}
+    return Run(file, {}, {"metric": None}, records, scored)
+
+
+def reasons_against(base: Run, tuned: Run) -> list[str]:
+    """Why the two should not be compared: by their options, then by their records."""
+    reasons = differences_in_kind(base, tuned)
+    pairs = pair_up(base, tuned)
+    for name, key in (
+        ("question", "question"),
+        ("prompt", "prompt"),
+        ("references", "references"),
+        ("picture", "image"),
+    ):
+        differing = [p.sample_id for p in pairs if p.base[key] != p.tuned[key]]
+        if differing:
+            reasons.append(
+                f"{name}: not the same for {len(differing)} questions, the first {differing[0]}"
+            )
+    for run in (base, tuned):
+        if run.config:
+            changed = changed_scores(run)
+            if changed:
+                reasons.append(f"{run.name}: {len(changed)} stored scores are not what its records "
+                               f"give; first: {changed[0]}")  # fmt: skip
+    return reasons
+
+
+def compare(base: Run, tuned: Run, *, seed: int = 0) -> dict[str, Any]:
+    """The content of `comparison.json`; `seed` draws the gallery and the resamples."""
+    pairs = pair_up(base, tuned)
+    if not pairs:
+        raise UserError(f"{base.folder} and {tuned.folder} have no question in common")
+    scored = [pair for pair in pairs if pair.scored]
+    official = [p for p in scored if _official(p.base_scored) and _official(p.tuned_scored)]
+    blind = base.metrics.get("blind")
+    return {
+        "base": describe(base),
+        "tuned": describe(tuned),
+        "metric": base.metrics["metric"],
+        "seed": seed,
+        "synthetic": {part: _synthetic(base, part) or _synthetic(tuned, part)
+                      for part in ("data", "model")},
+        "n_questions": len(pairs),
+        "n_pictures": len({pair.base["image"] for pair in pairs}),
+        "n_changed": sum(not same_words(pair) for pair in pairs),
+        "trained_on_scored": [run.name for run in (base, tuned) if trained_on_scored(run)],
+        "overall": change(scored, lambda row: row["score"], seed),
+        "per_answer_type": per_group(scored, "answer_type", seed),
+        "per_question_type": per_group(scored, "question_type", seed),
+        "protocols": {
+            name: {
+                "published_under_it": who,
+                **change(official, lambda row, name=name: row["scores"][name], seed),
+            }
+            for name, who in PUBLISHED_UNDER.items()
+        }
+        if official
+        else None,
+        "exact_match": change(scored, lambda row: row["exact_match"], seed) if scored else None,
+        "blind": blind,
+        "counts": {side: counts(pairs, side, run) for side, run in
+                   (("base", base), ("tuned", tuned))},
+        "confidence": {side: confidence_figures(pairs, side) for side in ("base", "tuned")},
+        "gallery": {
+            name: {"total": total, "shown": [pair.sample_id for pair in chosen]}
+            for name, (total, chosen) in strata(pairs, seed).items()
+        },
+    }  # fmt: skip
+
+
+def change(
+    pairs: Sequence[Pair], score: Callable[[dict[str, Any]], float], seed: int
+) -> dict[str, Any]:
+    """Both means (`estimate`) and the paired comparison, in percent and percentage points."""
+    base = [score(pair.base_scored) for pair in pairs]
+    tuned = [score(pair.tuned_scored) for pair in pairs]
+    pictures = [pair.base_scored["image_id"] for pair in pairs]
+    result: PairedComparison = compare_paired(base, tuned, pictures, seed=seed)
+
+    def in_points(value: float | None) -> float | None:
+        return None if value is None else round(100 * value, 2)
+
+    return {
+        "base": estimate(base, pictures),
+        "tuned": estimate(tuned, pictures),
+        "difference": in_points(result.difference),
+        "low": in_points(result.low),
+        "high": in_points(result.high),
+        "p_value": result.p_value,
+        "p_value_clustered": result.p_value_clustered,
+        "test": result.test,
+        "n": result.n,
+        "n_pictures": result.n_clusters,
+        "wins": result.wins,
+        "ties": result.ties,
+        "losses": result.losses,
+        "minimum_detectable_difference": in_points(result.minimum_detectable_difference),
+        "note": result.note,
+    }
+
+
+def per_group(pairs: Sequence[Pair], key: str, seed: int) -> dict[str, dict[str, Any]]:
+    """`change` per type, largest first, with `p_holm` adjusted over the types of this table."""
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        name = pair.base_scored[key]
+        if name is not None:
+            groups.setdefault(name, []).append(pair)
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    changes = {name: change(rows, lambda row: row["score"], seed) for name, rows in ordered}
+    adjusted = holm([row["p_value"] for row in changes.values()])
+    return {
+        name: {**row, "p_holm": None if p is None else float(f"{p:.6g}")}
+        for (name, row), p in zip(changes.items(), adjusted, strict=True)
+    }
+
+
+def counts(pairs: Sequence[Pair], side: str, run: Run) -> dict[str, Any]:
+    """Completeness of one run over the compared questions; accuracy with errors left out, too."""
+    records = [getattr(pair, side) for pair in pairs]
+    answered = [
+        getattr(pair, f"{side}_scored") for pair in pairs
+        if pair.scored and getattr(pair, side)["status"] == "ok"
+    ]  # fmt: skip
+    return {
+        "expected": run.metrics.get("counts", {}).get("expected", len(run.records)),
+        "compared": len(records),
+        "errors": sum(record["status"] != "ok" for record in records),
+        "empty": sum(is_empty(record) for record in records),
+        "cut": sum(record["finish_reason"] == "length" for record in records),
+        "excluding_errors": estimate(
+            [row["score"] for row in answered], [row["image_id"] for row in answered]
+        ),
+    }
+
+
+def is_empty(record: dict[str, Any]) -> bool:
+    """An answer without a word, from a model that did answer."""
+    return record["status"] == "ok" and not (record["answer"] or "").strip()
+
+
+def confidence_figures(pairs: Sequence[Pair], side: str) -> dict[str, Any]:
+    """Reliability and selective accuracy of one run; None with a reason where nothing is known."""
+    rows = [
+        (getattr(pair, side)["confidence"], getattr(pair, f"{side}_scored")["score"])
+        for pair in pairs
+        if pair.scored
+    ]
+    known = [(confidence, score) for confidence, score in rows if confidence is not None]
+    if not known:
+        return {"ece": None, "reason": "no answer with both a confidence and a score"}
+    return reliability(known) | risk_coverage(rows)
+
+
+def strata(
+    pairs: Sequence[Pair], seed: int, size: int = CARDS
+) -> dict[str, tuple[int, list[Pair]]]:
+    """Name -> (how many there are, those for the gallery), drawn with the seed, not picked.
+
+    With references: improved, worsened, confident_errors (score 0, surest first), unusable (error,
+    empty or cut in either run). Without: changed, same, unusable.
+    """
+    unusable = [p for p in pairs if any(is_unusable(record) for record in (p.base, p.tuned))]
+    scored = [pair for pair in pairs if pair.scored]
+    if not scored:
+        sound = [p for p in pairs if p.base["status"] == p.tuned["status"] == "ok"]
+        members = {
+            "changed": [p for p in sound if not same_words(p)],
+            "same": [p for p in sound if same_words(p)],
+            "unusable": unusable,
+        }
+    else:
+        wrong = [
+            p for p in scored
+            if p.tuned_scored["score"] == 0 and p.tuned["confidence"] is not None
+        ]  # fmt: skip
+        members = {
+            "improved": [p for p in scored if p.change > 1e-9],
+            "worsened": [p for p in scored if p.change < -1e-9],
+            "confident_errors": sorted(wrong, key=lambda p: (-p.tuned["confidence"], p.sample_id)),
+            "unusable": unusable,
+        }
+    return {
+        name: (
+            len(rows),
+            rows[:size]
+            if name == "confident_errors"
+            else random.Random(f"{seed} {name}").sample(rows, min(size, len(rows))),
+        )
+        for name, rows in members.items()
+    }
+
+
+def same_words(pair: Pair) -> bool:
+    """Whether both runs gave the same answer and, from predict.py, the same caption."""
+    return all(pair.base.get(key) == pair.tuned.get(key) for key in ("answer", "caption"))
+
+
+def is_unusable(record: dict[str, Any]) -> bool:
+    return record["status"] != "ok" or is_empty(record) or record["finish_reason"] == "length"
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """What ran: options, environment, and the adapter's own record of its training."""
+    environment = run.folder / "environment.json"
+    return {
+        "name": run.name,
+        "folder": portable_path(run.folder),
+        "model": run.config.get("model"),
+        "adapter": run.config.get("adapter"),
+        "config": run.config,
+        "environment": read_json(environment) if environment.is_file() else None,
+        "adapter_manifest": adapter_manifest(run),
+        "data_problems": run.metrics.get("data_problems"),
+    }
+
+
+def adapter_manifest(run: Run) -> dict[str, Any] | None:
+    if not run.config.get("adapter"):
+        return None
+    manifest = locate(run.config["adapter"]) / "manifest.json"
+    return read_json(manifest) if manifest.is_file() else None
+
+
+def scored_data(run: Run) -> tuple[str | None, str | None]:
+    """(source, split) of the questions, spelled as the adapter's manifest spells them."""
+    if run.config.get("data"):
+        return run.config["data"], None
+    return run.config.get("data_root"), run.config.get("split")
+
+
+def trained_on_scored(run: Run) -> bool:
+    """Whether the adapter learned from the very file or split that scores it."""
+    learned = (adapter_manifest(run) or {}).get("data") or {}
+    return bool(learned) and (learned.get("source"), learned.get("split")) == scored_data(run)
+
+
+def locate(path: str) -> Path:
+    """A path of `config.json`: relative ones count from the repository, else from here."""
+    inside = REPO_ROOT / path
+    return inside if inside.exists() else Path(path)
+
+
+def _official(scored: dict[str, Any]) -> bool:
+    return all(value is not None for value in scored["scores"].values())
+
+
+def _synthetic(run: Run, part: str) -> bool:
+    """By the run's own metrics, or by the manifest of what it used, should it lie there still."""
+    if run.metrics.get("synthetic", {}).get(part):
+        return True
+    if part == "data" and run.config.get("data"):
+        return False
+    used = run.config.get("data_root" if part == "data" else "model")
+    return used is not None and bool(manifest_value(locate(used), "synthetic"))
+
+
+def changed_scores(run: Run) -> list[str]:
+    """Stored scores that the stored records don't give, one line each."""
+    lines = []
+    for key, record in run.records.items():
+        stored, again = run.scored[key], score_record(record)
+        for name in ("score", "exact_match", "scores"):
+            if stored.get(name) != again[name]:
+                lines.append(f"question {key}: {name} is {stored.get(name)!r} in scored.jsonl, "
+                             f"{again[name]!r} by its record")  # fmt: skip
+    return lines
+
+
+def verify(run: Run) -> list[str]:
+    """What the folder says otherwise than scoring its records again; empty when all agrees."""
+    differing = changed_scores(run)
+    records = read_records(run.folder / "predictions.jsonl")
+    unscored = records.keys() - run.scored.keys()
+    if unscored:
+        differing.append(f"{len(unscored)} records have no line in scored.jsonl: {min(unscored)} …")
+    expected = run.metrics.get("counts", {}).get("expected", len(run.records))
+    _, metrics = score_run(list(run.records.values()), expected=expected)
+    differing += _unequal(run.metrics, metrics, "metrics.json")
+    for file in sorted(run.folder.glob("v2_OpenEnded_*_results.json")):
+        if read_json(file) != official_results(list(run.records.values())):
+            differing.append(f"{file.name}: not the answers of predictions.jsonl")
+    return differing
+
+
+def _unequal(stored: Any, again: Any, where: str) -> list[str]:
+    """Leaves of `again` that `stored` has otherwise; figures may differ by their rounding."""
+    if isinstance(again, dict):
+        if not isinstance(stored, dict):
+            return [f"{where}: {stored!r}, not {again!r}"]
+        return [line for key, value in again.items()
+                for line in _unequal(stored.get(key), value, f"{where}: {key}")]  # fmt: skip
+    both_numbers = all(isinstance(v, float | int) for v in (stored, again))
+    if stored == again or (both_numbers and abs(stored - again) <= ROUNDING):
+        return []
+    return [f"{where}: {stored!r}, not {again!r}"]

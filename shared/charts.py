@@ -1,0 +1,237 @@
+"""Charts for reports, as PNG bytes: accuracy bars with intervals, outcomes, calibration.
+
+Drawn by matplotlib's Agg canvas without pyplot, so nothing global is touched and no display is
+needed. Chinese labels need a font that has them: `chart_language` says which language the labels
+can be in, and characters that no font here can draw become "?" instead of boxes.
+
+    python -m pytest tests/shared/test_charts.py
+
+Reads and writes nothing. No torch; matplotlib is imported where it draws.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LATIN_FONT = "DejaVu Sans"  # comes with matplotlib
+CJK_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Microsoft YaHei", "PingFang SC",
+    "Hiragino Sans GB", "Heiti SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "SimHei", "SimSun",
+    "Arial Unicode MS",
+)  # fmt: skip
+WIDTH = 4.8  # inches; at 160 dots per inch 768 pixels, whose 9 pt labels read on a phone
+DPI = 160
+# Okabe and Ito's palette: told apart with any colour vision
+BASE, TUNED = "#8d96a3", "#0072b2"
+WIN, TIE, LOSS = "#009e73", "#cfd5dd", "#d55e00"
+INK, GRID = "#2b323c", "#dfe3e9"
+
+
+@lru_cache(1)
+def cjk_font() -> str | None:
+    """The first installed font that has Chinese characters, or None."""
+    from matplotlib import font_manager
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return next((name for name in CJK_FONTS if name in installed), None)
+
+
+def chart_language(language: str) -> str:
+    """The language that labels can be drawn in: English where no font has Chinese."""
+    return "en" if language == "zh" and cjk_font() is None else language
+
+
+def font_families() -> list[str]:
+    return [LATIN_FONT, *filter(None, [cjk_font()])]
+
+
+@lru_cache(4096)
+def _can_draw(character: str, families: tuple[str, ...]) -> bool:
+    from matplotlib import font_manager
+
+    return any(
+        font_manager.get_font(font_manager.findfont(family)).get_char_index(ord(character))
+        for family in families
+    )
+
+
+def drawable(text: str, limit: int = 28) -> str:
+    """`text` on one line of at most `limit` characters that the fonts here can draw."""
+    families = tuple(font_families())
+    text = " ".join(text.split())
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    return "".join(c if _can_draw(c, families) else "?" for c in text)
+
+
+@contextmanager
+def _figure(height: float, rows: int = 1) -> Iterator[tuple[Figure, Any]]:
+    """A figure with its axes; with two rows the lower one is a third as high."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style = {
+        "font.family": font_families(),
+        "font.size": 9,
+        "text.parse_math": False,  # a "$" in a user's label is a dollar
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": "#9aa5b4",
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "legend.frameon": False,
+        "legend.fontsize": 8.5,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+        yield figure, figure.subplots(rows, height_ratios=[3, 1][:rows])
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()
+
+
+def _legend_above(axes: Axes, columns: int) -> None:
+    """Bars before lines, whatever matplotlib's own order."""
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: hasattr(handles[i], "get_linestyle")
+                   and not hasattr(handles[i], "patches"))  # fmt: skip
+    axes.legend([handles[i] for i in order], [labels[i] for i in order], loc="lower left",
+                bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)  # fmt: skip
+
+
+def _height(groups: int) -> float:
+    """The same for both kinds of bars, so that two charts side by side align row by row."""
+    return 0.95 + 0.44 * groups
+
+
+def accuracy_bars(
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    x_label: str,
+    reference: tuple[str, float] | None = None,
+) -> bytes:
+    """Horizontal bars per group, one for each series (at most two), with interval whiskers.
+
+    `series` maps a name to one estimate per group: `value`, `low`, `high` in percent, any of them
+    None. `reference` is a labelled vertical line.
+    """
+    with _figure(_height(len(groups))) as (figure, axes):
+        height = 0.8 / len(series)
+        for i, (name, estimates) in enumerate(series.items()):
+            rows = [k + (i - (len(series) - 1) / 2) * height for k in range(len(groups))]
+            values = [e["value"] or 0.0 for e in estimates]
+            color = (BASE, TUNED)[i]
+            axes.barh(rows, values, height * 0.92, color=color, label=drawable(name))
+            for row, estimate in zip(rows, estimates, strict=True):
+                if estimate.get("low") is not None:
+                    axes.plot([estimate["low"], estimate["high"]], [row, row], color=INK, lw=1.1)
+        if reference is not None:
+            name, value = reference
+            axes.axvline(value, color=LOSS, lw=1.1, ls="--", label=drawable(name, 40))
+        axes.set_yticks(range(len(groups)), [drawable(group) for group in groups])
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 100)
+        axes.set_xlabel(x_label)
+        axes.grid(axis="x", color=GRID)
+        axes.set_axisbelow(True)
+        _legend_above(axes, len(series) + (reference is not None))
+        return _png(figure)
+
+
+def outcome_bars(
+    groups: Sequence[str], outcomes: Sequence[tuple[int, int, int]], labels: Sequence[str]
+) -> bytes:
+    """Stacked shares of (wins, ties, losses) per group, each with its count; `labels` name them."""
+    with _figure(_height(len(groups))) as (figure, axes):
+        left = [0.0] * len(groups)
+        for part, (label, color) in enumerate(zip(labels, (WIN, TIE, LOSS), strict=True)):
+            shares = [100 * o[part] / max(1, sum(o)) for o in outcomes]
+            axes.barh(range(len(groups)), shares, 0.7, left=left, color=color, label=label)
+            for row, (share, start) in enumerate(zip(shares, left, strict=True)):
+                if share >= 6:
+                    ink = INK if part == 1 else "white"
+                    count = str(outcomes[row][part])
+                    axes.text(start + share / 2, row, count, color=ink, ha="center", va="center")
+            left = [a + b for a, b in zip(left, shares, strict=True)]
+        axes.set_yticks(range(len(groups)), [drawable(group) for group in groups])
+        axes.tick_params(axis="both", length=0)
+        axes.set_xticks([])
+        axes.spines[["left", "bottom"]].set_visible(False)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 100)
+        _legend_above(axes, 3)
+        return _png(figure)
+
+
+def reliability_diagram(
+    series: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    x_label: str,
+    y_label: str,
+    count_label: str,
+    ideal: str,
+) -> bytes:
+    """Mean score against mean confidence per bin, and below it the number of answers per bin.
+
+    `series` maps a name (at most two) to bins with `low`, `high` (edges), `n`, and, where n > 0,
+    mean `confidence` and `score`, all 0..1.
+    """
+    with _figure(3.7, rows=2) as (figure, (axes, below)):
+        axes.plot([0, 1], [0, 1], color=LOSS, lw=1.1, ls="--", label=ideal)
+        for i, ((name, bins), color) in enumerate(zip(series.items(), (BASE, TUNED), strict=False)):
+            filled = [cell for cell in bins if cell["n"]]
+            axes.plot(
+                [cell["confidence"] for cell in filled], [cell["score"] for cell in filled],
+                marker="o", ms=4, lw=1.6, color=color, label=drawable(name),
+            )  # fmt: skip
+            for cell in bins:
+                width = (cell["high"] - cell["low"]) / len(series)
+                left = cell["low"] + i * width
+                below.bar(left, cell["n"], width * 0.9, align="edge", color=color)
+        axes.set_ylim(0, 1.03)
+        axes.set_ylabel(y_label)
+        axes.tick_params(axis="x", labelbottom=False)
+        below.set_ylabel(count_label)
+        below.set_xlabel(x_label)
+        for part in (axes, below):
+            part.set_xlim(0, 1)
+            part.grid(color=GRID)
+            part.set_axisbelow(True)
+        _legend_above(axes, 3)
+        return _png(figure)
+
+
+def risk_coverage_chart(
+    curves: Mapping[str, Sequence[Sequence[float]]], *, x_label: str, y_label: str
+) -> bytes:
+    """Mean score of the answers kept, against the share kept when the least sure are left out.
+
+    Each curve (at most two) holds points (share kept, mean score), both 0..1.
+    """
+    with _figure(3.7) as (figure, axes):
+        for (name, curve), color in zip(curves.items(), (BASE, TUNED), strict=False):
+            shares, scores = ([100 * value for value in part] for part in zip(*curve, strict=True))
+            axes.plot(shares, scores, color=color, lw=1.8, label=drawable(name))
+        lowest = min(score for curve in curves.values() for _, score in curve)
+        axes.set_xlim(0, 100)
+        axes.set_ylim(max(0, 10 * math.floor(10 * lowest) - 10), 102)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid(color=GRID)
+        _legend_above(axes, 2)
+        return _png(figure)
