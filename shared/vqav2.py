@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import csv
 import gc
+import io
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -76,8 +78,9 @@ def sample_questions(questions: Sequence[Any], limit: int, seed: int) -> list[An
 def load_split(data_root: Path, split: str) -> QuestionSet:
     """Questions of an official split with their annotations joined.
 
-    Raises MissingError (download and toy command) when files are not there, UserError when the
-    split is unknown, a file has another layout, or too many rows are bad.
+    Each question that is left out is one line in `problems`, naming the row at fault. Raises
+    MissingError (download and toy command) when files are not there, UserError when the split is
+    unknown, a file has another layout, too many rows are bad, or none is left.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; VQAv2 has {', '.join(SPLITS)}")
@@ -87,7 +90,7 @@ def load_split(data_root: Path, split: str) -> QuestionSet:
         if not path.is_file() and not (path == annotation_path and split == "test2015"):
             raise MissingError(
                 f"{path} is not there.\n"
-                "  real data: python -m shared.download vqav2 --limit 1000   (or all of it: vqav2)\n"
+                "  real data: python -m shared.download vqav2 --limit 1000  (or all of it: vqav2)\n"
                 "  without any download: the same command with --toy"
             )
     # Half a million small objects: the cyclic collector would double the time and frees nothing.
@@ -101,24 +104,36 @@ def load_split(data_root: Path, split: str) -> QuestionSet:
 def _join_split(
     data_root: Path, split: str, question_path: Path, annotation_path: Path
 ) -> QuestionSet:
-    rows = _list_under(question_path, "questions")
+    rows = _list_under(question_path, "questions", split)
     annotations: dict[int, dict[str, Any]] = {}
+    unusable: dict[int, str] = {}  # question_id -> what is wrong with its annotation
     problems: list[str] = []
     if annotation_path.is_file():
-        for i, row in enumerate(_list_under(annotation_path, "annotations")):
+        for i, row in enumerate(_list_under(annotation_path, "annotations", split)):
             where = f"{annotation_path.name} row {i}"
-            problem = _annotation_problem(row, annotations)
+            if not isinstance(row, dict) or not _is_whole(row.get("question_id")):
+                problems.append(f"{where}: no whole-numbered question_id")
+                continue
+            question_id = row["question_id"]
+            if question_id in annotations or question_id in unusable:
+                problems.append(f"{where}: question_id {question_id} is annotated twice; the first "
+                                "is used")  # fmt: skip
+                continue
+            problem = _annotation_problem(row)
             if problem:
-                problems.append(f"{where}: {problem}")
-            if isinstance(row, dict) and isinstance(row.get("question_id"), int) and not problem:
-                annotations[row["question_id"]] = row
+                unusable[question_id] = f"{where}: question_id {question_id}: {problem}"
+            else:
+                annotations[question_id] = row
     questions: list[Question] = []
     seen: set[int] = set()
     for i, row in enumerate(rows):
         problem = _question_problem(row, seen)
         annotation = None if problem else annotations.get(row["question_id"])
+        if not problem and row["question_id"] in unusable:
+            problems.append(unusable[row["question_id"]])
+            continue
         if not problem and annotation is None and split != "test2015":
-            problem = f"question_id {row['question_id']} has no usable annotation"
+            problem = f"question_id {row['question_id']} has no annotation"
         if not problem and annotation and annotation.get("image_id") != row["image_id"]:
             problem = (
                 f"question_id {row['question_id']}: image_id {row['image_id']} here, "
@@ -129,7 +144,7 @@ def _join_split(
             continue
         seen.add(row["question_id"])
         questions.append(_official_question(data_root, split, row, annotation))
-    _check_bounded(problems, len(rows), question_path)
+    _check_usable(questions, problems, len(rows), question_path)
     return QuestionSet(questions, problems)
 
 
@@ -155,11 +170,15 @@ def _official_question(
     )
 
 
-def _list_under(path: Path, key: str) -> list[Any]:
+def _list_under(path: Path, key: str, split: str) -> list[Any]:
+    """The list in an official file, which says itself of what split it is."""
     content = read_json(path)
     rows = content.get(key) if isinstance(content, dict) else None
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a JSON object with a list under {key!r}")
+    subtype = content.get("data_subtype", split)
+    if subtype != split and (subtype, split) != ("test-dev2015", "test2015"):
+        raise UserError(f"{path}: the file says that it is {subtype}, its name says {split}")
     return rows
 
 
@@ -167,7 +186,7 @@ def _question_problem(row: Any, seen: set[int]) -> str | None:
     if not isinstance(row, dict):
         return f"expected an object, found {type(row).__name__}"
     for key in ("question_id", "image_id"):
-        if not isinstance(row.get(key), int) or isinstance(row.get(key), bool):
+        if not _is_whole(row.get(key)):
             return f"{key} is {row.get(key)!r}, expected a whole number"
     if row["question_id"] in seen:
         return f"question_id {row['question_id']} stands twice; the first is used"
@@ -178,27 +197,39 @@ def _question_problem(row: Any, seen: set[int]) -> str | None:
     return None
 
 
-def _annotation_problem(row: Any, earlier: dict[int, Any]) -> str | None:
-    if not isinstance(row, dict) or not isinstance(row.get("question_id"), int):
-        return "no whole-numbered question_id"
-    question_id = row["question_id"]
-    if question_id in earlier:
-        return f"question_id {question_id} is annotated twice; the first is used"
+def _annotation_problem(row: dict[str, Any]) -> str | None:
     answers = row.get("answers")
     if not isinstance(answers, list) or len(answers) != N_ANNOTATORS:
-        found = len(answers) if isinstance(answers, list) else "no list"
-        return f"question_id {question_id}: {found} answers, expected {N_ANNOTATORS}"
+        found = len(answers) if isinstance(answers, list) else "no list of"
+        return f"{found} answers, expected {N_ANNOTATORS}"
     if not all(isinstance(a, dict) and isinstance(a.get("answer"), str) for a in answers):
-        return f"question_id {question_id}: an answer is not an object with a string 'answer'"
+        return "an answer is not an object with a string 'answer'"
     if not isinstance(row.get("multiple_choice_answer"), str):
-        return f"question_id {question_id}: multiple_choice_answer is not a string"
+        return "multiple_choice_answer is not a string"
+    return _type_problem(row)
+
+
+def _type_problem(row: dict[str, Any]) -> str | None:
+    """Groups of the figures are named by these two, which may be absent."""
+    for key in ("question_type", "answer_type"):
+        if not isinstance(row.get(key), str | None):
+            return f"{key} is {row[key]!r}, expected a string"
     return None
 
 
-def _check_bounded(problems: list[str], n_rows: int, path: Path) -> None:
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_usable(
+    questions: Sequence[Question], problems: Sequence[str], n_rows: int, path: Path
+) -> None:
+    """Raises UserError when no question is left, or more rows are bad than the bound allows."""
+    listed = "\n  ".join(problems[:5]) or "the file is empty"
+    if not questions:
+        raise UserError(f"{path}: no usable row:\n  {listed}")
     if len(problems) > max(BAD_ROWS_ALWAYS_ALLOWED, BAD_ROW_SHARE * n_rows):
-        listed = "\n  ".join(problems[:5])
-        raise UserError(f"{path}: {len(problems)} of {n_rows} rows are bad; the first:\n  {listed}")
+        raise UserError(f"{path}: {len(problems)} bad rows of {n_rows}; the first:\n  {listed}")
 
 
 def load_rows(path: Path, *, need_answer: bool = False) -> QuestionSet:
@@ -219,7 +250,7 @@ def load_rows(path: Path, *, need_answer: bool = False) -> QuestionSet:
         n_rows += 1
         problem = row if isinstance(row, str) else _own_row_problem(row, need_answer)
         if not problem:
-            sample_id = str(row.get("question_id", where))
+            sample_id = str(where if row.get("question_id") is None else row["question_id"])
             if sample_id in seen:
                 problem = f"question_id {sample_id} stands twice; the first is used"
         if problem:
@@ -232,18 +263,16 @@ def load_rows(path: Path, *, need_answer: bool = False) -> QuestionSet:
                 sample_id=sample_id,
                 image=path.parent / row["image"],
                 image_name=Path(row["image"]).as_posix(),
-                image_id=row.get("image_id", row["image"]),
+                image_id=row["image"] if row.get("image_id") is None else row["image_id"],
                 question=row.get("question") or "",
                 references=tuple(answers),
                 question_type=row.get("question_type"),
                 answer_type=row.get("answer_type"),
-                target=row.get("answer") or (answers[0] if answers else None),
+                target=row.get("answer")
+                or (Counter(answers).most_common(1)[0][0] if answers else None),
             )
         )
-    if not questions:
-        listed = "\n  ".join(problems[:5]) or "the file is empty"
-        raise UserError(f"{path}: no usable row:\n  {listed}")
-    _check_bounded(problems, n_rows, path)
+    _check_usable(questions, problems, n_rows, path)
     return QuestionSet(questions, problems)
 
 
@@ -253,6 +282,9 @@ def _own_row_problem(row: dict[str, Any], need_answer: bool) -> str | None:
     for key in ("question", "answer"):
         if row.get(key) is not None and not isinstance(row[key], str):
             return f"{key!r} is {row[key]!r}, expected a string"
+    for key in ("question_id", "image_id"):
+        if not isinstance(row.get(key), str | int | None):
+            return f"{key!r} is {row[key]!r}, expected a number or a string"
     answers = row.get("answers")
     if answers is not None and (
         not isinstance(answers, list) or not all(isinstance(a, str) for a in answers)
@@ -262,27 +294,42 @@ def _own_row_problem(row: dict[str, Any], need_answer: bool) -> str | None:
         return "the question is empty"
     if need_answer and not (row.get("answer") or answers):
         return "no 'answer' to learn"
-    return None
+    return _type_problem(row)
 
 
 def _read_jsonl(path: Path) -> Iterable[tuple[int, dict[str, Any] | str]]:
     """(line number, row), or a message in the place of a row that is not a JSON object."""
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                yield number, f"not valid JSON ({error.msg})"
-                continue
-            yield number, row if isinstance(row, dict) else f"expected an object: {line.strip()}"
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            yield number, f"not valid JSON ({error.msg})"
+            continue
+        yield number, row if isinstance(row, dict) else f"expected an object: {line.strip()}"
 
 
 def _read_csv(path: Path) -> Iterable[tuple[int, dict[str, Any] | str]]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
+    """(line number, row), or a message in the place of a row with more fields than columns."""
+    lines = io.StringIO(_read_text(path), newline="")
+    reader = csv.DictReader(lines, skipinitialspace=True)
+    try:
         if "image" not in (reader.fieldnames or []):
             raise UserError(f"{path}: the first line must name the columns image,question,answer")
-        for number, row in enumerate(reader, start=2):
-            yield number, {key: value for key, value in row.items() if key and value}
+        for row in reader:
+            if None in row:  # read on, the rest would be a cut question and a wrong answer
+                yield reader.line_num, "more fields than columns: put texts with commas in quotes"
+            else:
+                yield reader.line_num, {key: value for key, value in row.items() if value}
+    except csv.Error as error:
+        raise UserError(f"{path} line {reader.line_num}: not valid CSV ({error})") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
