@@ -120,15 +120,19 @@ class RecordWriter:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot be written: {error.strerror or error}. What is written stays; "
-                "make room and run the same command again."
+                f"{self.path}: cannot be written: {error.strerror or error}. What is written "
+                "stays; make room and run the same command again."
             ) from error
 
     def __enter__(self) -> RecordWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError:  # a full disk refuses what is still buffered; write() has said so
+            if exc[0] is None:
+                raise
 
 
 def answer_questions(
@@ -143,23 +147,20 @@ def answer_questions(
     """Answer every job that has no `ok` record in `path` yet; returns sample_id -> last record."""
     from tqdm import tqdm
 
-    done = {key for key, record in read_records(path).items() if record.get("status") == "ok"}
-    todo = [job for job in jobs if job.question.sample_id not in done]
-    with (
-        RecordWriter(path) as writer,
-        tqdm(
-            total=len(jobs), initial=len(jobs) - len(todo), desc="answering", disable=not progress
-        ) as bar,
-    ):
-        for batch in batches_by_picture(todo, batch_size):
-            records = answer_batch(model, batch, open_picture)
-            writer.write(records)
-            bar.update(len(records))
+    with RecordWriter(path) as writer:  # first, as it repairs a line that a crash has cut
+        done = {key for key, record in read_records(path).items() if record.get("status") == "ok"}
+        todo = [job for job in jobs if job.question.sample_id not in done]
+        answered = len(jobs) - len(todo)
+        with tqdm(total=len(jobs), initial=answered, desc="answering", disable=not progress) as bar:
+            for batch in batches_by_picture(todo, batch_size):
+                records = answer_batch(model, batch, open_picture)
+                writer.write(records)
+                bar.update(len(records))
     return read_records(path)
 
 
 def batches_by_picture(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
-    """Batches of about `batch_size` questions; those of one picture stay in one batch if they fit."""
+    """Batches of at most `batch_size` questions; those of a picture stay together if they fit."""
     ordered = sorted(jobs, key=lambda job: job.question.image_name)
     batch: list[Job] = []
     for _, group in groupby(ordered, key=lambda job: job.question.image_name):
@@ -183,32 +184,35 @@ def answer_batch(
     """One record a job, in order. A GPU out of memory halves the batch and goes on."""
     records: dict[str, dict[str, Any]] = {}
     pictures: dict[str, Image] = {}
+    unreadable: dict[str, str] = {}
     answerable: list[Job] = []
     for job in jobs:
         name = job.question.image_name
-        problem = model.prompt_problem(job.prompt)
+        problem = model.prompt_problem(job.prompt) or unreadable.get(name)
         if not problem and name not in pictures:
             try:
                 pictures[name] = open_picture(job.question)
             except ImageError as error:
-                problem = str(error)
+                problem = unreadable[name] = str(error)
         if problem:
             records[job.question.sample_id] = make_record(job, error=problem)
         else:
             answerable.append(job)
     if answerable:
-        index = {name: i for i, name in enumerate(pictures)}
         started = time.perf_counter()
         try:
-            features = model.encode_images(list(pictures.values()))
-            answers = model.answer(
-                features,
-                [index[job.question.image_name] for job in answerable],
-                [job.prompt for job in answerable],
-            )
+            answers = _ask(model, answerable, pictures)
         except Exception as error:
-            if not is_out_of_memory(error) or len(answerable) == 1:
+            if not is_out_of_memory(error):
                 raise
+            if len(answerable) == 1:
+                raise UserError(
+                    "the GPU's memory is full with one question at a time: --greedy and "
+                    f"--quantization nf4 need less ({str(error).splitlines()[0]})"
+                ) from error
+            answers = None
+        if answers is None:  # out of the except clause: the error would keep the features alive
+            pictures.clear()
             half = len(jobs) // 2
             return answer_batch(model, jobs[:half], open_picture) + answer_batch(
                 model, jobs[half:], open_picture
@@ -219,13 +223,21 @@ def answer_batch(
     return [records[job.question.sample_id] for job in jobs]
 
 
+def _ask(
+    model: VisionLanguageModel, jobs: Sequence[Job], pictures: dict[str, Image]
+) -> list[Answer]:
+    index = {name: i for i, name in enumerate(pictures)}
+    return model.answer(
+        model.encode_images(list(pictures.values())),
+        [index[job.question.image_name] for job in jobs],
+        [job.prompt for job in jobs],
+    )
+
+
 def is_out_of_memory(error: Exception) -> bool:
     import torch
 
-    if isinstance(error, torch.OutOfMemoryError):
-        torch.cuda.empty_cache()
-        return True
-    return False
+    return isinstance(error, torch.OutOfMemoryError)
 
 
 def make_record(
