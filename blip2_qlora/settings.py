@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from shared.options import DATA_ROOT, OUTPUTS, ModelOptions
+from shared.options import DATA_ROOT, OUTPUTS, ModelOptions, UserError
 
 EXPERIMENT = "blip2_qlora"
 RUNS = OUTPUTS / EXPERIMENT
@@ -42,3 +42,7 @@ class AskingOptions(ModelOptions):
     )
     greedy: bool = field(default=False, metadata={"help": "no beam search: faster, a little worse"})
     batch_size: int = field(default=32, metadata={"help": "questions in one forward pass"})
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"--batch_size {self.batch_size}: at least one question at a time")
