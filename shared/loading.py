@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 GIB = 1024**3
 CARD_SIZES_GIB = (8, 16, 24)
 SMALL_MODEL_BYTES = 50e6
+HASHED_PIECES, HASHED_BYTES = 256, 16 * 1024  # of each weight file; all of a small one
 
 
 def model_folder(name: str, revision: str | None = None) -> Path:
-    """The local folder of a model given as folder or Hub id. Raises MissingError, naming commands."""
+    """The local folder of a model given as folder or Hub id. Raises MissingError with commands."""
     given = Path(name)
     if given.is_dir():
         if not (given / "config.json").is_file():
@@ -49,7 +50,7 @@ def model_folder(name: str, revision: str | None = None) -> Path:
 
 
 def pick_device(requested: str = "auto") -> torch.device:
-    """auto -> the first GPU if torch sees one, else the CPU. Raises UserError for an absent device."""
+    """auto -> the first GPU if torch sees one, else the CPU. Raises UserError for an absent one."""
     import torch
 
     if requested == "auto":
@@ -126,12 +127,15 @@ def keep_trainable_after_inference(model: nn.Module) -> None:
 
 def quiet_libraries() -> None:
     """Progress bars for weights and warnings that ask for nothing are not for the user's screen."""
+    import logging
     import warnings
 
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    # 8-bit layers say at every call that they compute in float16
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     # bitsandbytes on a CPU recommends an optional package for speed at every load
     warnings.filterwarnings("ignore", message=".*kernels.*")
     # peft 0.21 reads an attribute that transformers 5.23 has renamed
@@ -156,18 +160,40 @@ def load_pretrained(
     quantization: str,
     skip_modules: Sequence[str],
 ) -> nn.Module:
-    """`model_class.from_pretrained` on one device, in eval mode. Raises UserError with the cause."""
+    """`model_class.from_pretrained` on one device, in eval mode.
+
+    Raises UserError with the cause; also when the files lack a weight, for which transformers puts
+    random numbers and a warning. Only safetensors are read.
+    """
+    from safetensors import SafetensorError
+
     quiet_libraries()
     use_one_thread_if_small(folder, device)
     config = quantization_config(quantization, dtype, skip_modules)
     placement = {} if config is None else {"device_map": {"": device}}
     try:
-        model = model_class.from_pretrained(
-            folder, dtype=dtype, quantization_config=config, local_files_only=True, **placement
+        model, found = model_class.from_pretrained(
+            folder,
+            dtype=dtype,
+            quantization_config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **placement,
         )
+    except SafetensorError as error:
+        raise UserError(
+            f"{folder}: its weights are broken or incomplete ({error}); download the model again"
+        ) from error
     except (OSError, ValueError, RuntimeError) as error:
         advice = "" if quantization == "none" else "; --quantization none loads it in --dtype"
         raise UserError(f"{folder}: the model cannot be loaded ({error}){advice}") from error
+    absent = sorted(found["missing_keys"])
+    if absent:
+        raise UserError(
+            f"{folder}: {len(absent)} weights are not in its files ({absent[0]}, ...) and would be "
+            "random; download the model again"
+        )
     keep_trainable_after_inference(model)
     if config is None:
         model = model.to(device)
@@ -201,16 +227,25 @@ def load_adapter(model: nn.Module, adapter: Path, base_folder: Path) -> nn.Modul
             "only shapes are",
             stacklevel=2,
         )
-    check_adapter_shapes(model, adapter)
+    saved = check_adapter_shapes(model, adapter)
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(model, adapter, local_files_only=True)
+    try:
+        model = PeftModel.from_pretrained(model, adapter, local_files_only=True)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{adapter}: peft cannot load it ({type(error).__name__}: {error})"
+        ) from error
+    matrices = [name for name, _ in model.named_parameters() if ".lora_" in name]
+    absent = [name for name in matrices if name.replace(".default", "") not in saved]
+    if absent:
+        raise UserError(f"{adapter}: {len(absent)} matrices are not in its file ({absent[0]}, ...)")
     keep_trainable_after_inference(model)
     return model.eval()
 
 
-def check_adapter_shapes(model: nn.Module, adapter: Path) -> None:
-    """Every LoRA pair of the file must fit a linear layer of the model. Raises UserError."""
+def check_adapter_shapes(model: nn.Module, adapter: Path) -> set[str]:
+    """Names in the file, each of which must fit a linear layer of the model. Raises UserError."""
     from safetensors import SafetensorError, safe_open
 
     weights = adapter / "adapter_model.safetensors"
@@ -224,28 +259,33 @@ def check_adapter_shapes(model: nn.Module, adapter: Path) -> None:
         name, _, part = key.removeprefix("base_model.model.").rpartition(".lora_")
         module = modules.get(name)
         if module is None or not hasattr(module, "in_features"):
-            raise UserError(f"{adapter}: its layer {name!r} does not exist in this base model")
+            raise UserError(f"{adapter}: no layer of this base model fits its {name or key}")
         wanted = module.in_features if part.startswith("A") else module.out_features
         found = shape[1] if part.startswith("A") else shape[0]
         if wanted != found:
             raise UserError(
                 f"{adapter}: layer {name} was trained for width {found}, this base has {wanted}"
             )
+    return set(shapes)
 
 
 def fingerprint(folder: Path) -> str:
     """A short hash of a model folder that tells two bases apart without reading gigabytes.
 
-    The architecture (config.json without version notes) and, of each weight file, the size and the
-    first mebibyte, which holds the safetensors header and the first tensors.
+    The architecture (config.json without version notes) and, of each weight file, the size and
+    pieces spread over it: a base with a merged adapter begins with the same tensors.
     """
     config = read_json(folder / "config.json")
     for volatile in ("transformers_version", "_name_or_path", "dtype", "torch_dtype"):
         config.pop(volatile, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{size}".encode())
         with file.open("rb") as content:
-            digest.update(f"{file.stat().st_size}".encode() + content.read(1024**2))
+            for piece in range(HASHED_PIECES):
+                content.seek(size * piece // HASHED_PIECES)
+                digest.update(content.read(HASHED_BYTES))
     return digest.hexdigest()[:16]
 
 
