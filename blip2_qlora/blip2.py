@@ -23,14 +23,11 @@ from torch import Tensor, nn
 
 from shared.answering import Answer
 from shared.loading import (
-    GIB,
-    MemoryEstimate,
     load_adapter,
     load_pretrained,
     model_folder,
     pick_device,
     pick_dtype,
-    weight_bytes,
 )
 from shared.options import IGNORE_INDEX, ModelOptions, UserError, read_json
 
@@ -101,6 +98,12 @@ def language_model_kind(config: Blip2Config) -> str:
     if kind not in LORA_TARGETS:
         raise UserError(f"a BLIP-2 with a {kind} language model is not supported, only OPT and T5")
     return kind
+
+
+def lora_targets(config: Blip2Config, train_qformer: bool) -> str:
+    """The regular expression of the layers that get LoRA matrices."""
+    targets = LORA_TARGETS[language_model_kind(config)]
+    return f"({targets})|({QFORMER_TARGETS})" if train_qformer else targets
 
 
 def choose_preset(config: Blip2Config, name: str, prompt: str | None, greedy: bool) -> Preset:
@@ -467,89 +470,3 @@ class Blip2ForVqa(nn.Module):
         """The Trainer's hook: only the language model is worth recomputing."""
         language_model = base_model(self.model).language_model
         language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
-
-
-def count_parameters(config: Blip2Config) -> dict[str, int]:
-    """Parameters per component of this architecture, no weights needed (meta device)."""
-    from transformers import Blip2ForConditionalGeneration
-
-    with torch.device("meta"):
-        model = Blip2ForConditionalGeneration(config)
-    counts = dict.fromkeys(COMPONENTS, 0)
-    for name, parameter in model.named_parameters():
-        counts[next(c for c, part in COMPONENTS.items() if part in name)] += parameter.numel()
-    return counts
-
-
-def lora_parameters(config: Blip2Config, rank: int, targets: str) -> int:
-    """LoRA weights over the linear layers whose names `targets` matches: rank x (in + out) each."""
-    import re
-
-    from transformers import Blip2ForConditionalGeneration
-
-    with torch.device("meta"):
-        model = Blip2ForConditionalGeneration(config)
-    return sum(
-        rank * (module.in_features + module.out_features)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and re.fullmatch(targets, name)
-    )
-
-
-def estimate_memory(
-    config: Blip2Config,
-    *,
-    quantization: str,
-    dtype: torch.dtype,
-    pictures: int,
-    questions: int,
-    text_tokens: int,
-    n_trainable: int = 0,
-    num_beams: int = 1,
-) -> MemoryEstimate:
-    """GiB on one card from sizes alone: weights, training state, activations.
-
-    Activations per layer and token of the language model, D its width. Training without
-    recomputation: about 34 D bytes at 2 bytes a value (Korthikanti et al., arXiv 2205.05198, eq. 2,
-    without the attention matrices), and LoRA's fp32 copies of its layers' inputs (9 D values, once
-    before and once after dropout). Inference: the key-value cache, 2 D values for each beam. The
-    frozen vision tower keeps one layer's activations at a time.
-    """
-    width = dtype.itemsize
-    text = config.text_config
-    is_t5 = language_model_kind(config) == "t5"
-    hidden = text.d_model if is_t5 else text.hidden_size
-    layers = 2 * text.num_layers if is_t5 else text.num_hidden_layers
-    tokens = questions * (config.num_query_tokens + text_tokens)
-    per_token = 34 * width / 2 + 18 * 4 if n_trainable else 2 * width * num_beams
-    patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2 + 1
-    vision = pictures * patches * config.vision_config.intermediate_size * 4 * width
-    weights = weight_bytes(count_parameters(config), ("language model",), quantization, width)
-    return MemoryEstimate(
-        weights=weights / GIB,
-        trainable=n_trainable * 16 / GIB,
-        activations=(tokens * per_token * hidden * layers + vision) / GIB,
-    )
-
-
-def inference_plan(
-    config: Blip2Config, preset: Preset, question: str, *, quantization: str, dtype: str, batch: int
-) -> list[str]:
-    """What --dry_run prints of a script that answers: shapes, one prompt, decoding, memory."""
-    size = config.vision_config.image_size
-    memory = estimate_memory(
-        config,
-        quantization=quantization,
-        dtype=torch.bfloat16 if dtype == "auto" else getattr(torch, dtype),
-        pictures=batch,
-        questions=batch,
-        text_tokens=32,
-        num_beams=preset.decoding.num_beams,
-    )
-    tokens = config.num_query_tokens
-    return [
-        f"pictures: (up to {batch}, 3, {size}, {size}) -> {tokens} image tokens each",
-        f"prompt:   <image> x {tokens} + {preset.prompt.format(question)!r}",
-        f"decoding: {preset.decoding}",
-        f"memory:   {memory}",
-    ]

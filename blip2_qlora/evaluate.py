@@ -173,7 +173,8 @@ def adapter_notes(options: EvaluateOptions, prompt: str) -> list[str]:
 
 def print_plan(options: EvaluateOptions, sample: QuestionSet, folder: Path, preset: Any) -> None:
     """--dry_run: the sample, one prompt, the memory; no weights are loaded."""
-    from blip2_qlora.blip2 import inference_plan, language_model_kind, read_config
+    from blip2_qlora.blip2 import language_model_kind, read_config
+    from blip2_qlora.planning import inference_plan
 
     config = read_config(options.model, options.revision)
     print(f"run:      {portable_path(folder)}")

@@ -78,7 +78,8 @@ def main(options: PredictOptions) -> None:
 
 def print_plan(options: PredictOptions, rows: QuestionSet) -> None:
     """--dry_run: how many rows, one prompt, the memory; no weights are loaded."""
-    from blip2_qlora.blip2 import choose_preset, inference_plan, read_config
+    from blip2_qlora.blip2 import choose_preset, read_config
+    from blip2_qlora.planning import inference_plan
 
     config = read_config(options.model, options.revision)
     print(f"rows:     {len(rows.questions)}, first: {rows.questions[0].image_name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from shared.options import DATA_ROOT, OUTPUTS, ModelOptions, UserError
+from shared.options import DATA_ROOT, OUTPUTS, ModelOptions, ToyOptions, UserError
 
 EXPERIMENT = "blip2_qlora"
 RUNS = OUTPUTS / EXPERIMENT
@@ -46,3 +46,38 @@ class AskingOptions(ModelOptions):
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UserError(f"--batch_size {self.batch_size}: at least one question at a time")
+
+
+@dataclass
+class TrainOptions(ModelOptions, ToyOptions):
+    """Data and adapter"""
+
+    model: str = field(default=DEFAULT_MODEL, metadata={"help": "folder or downloaded Hub id"})
+    quantization: Literal["none", "int8", "nf4"] = field(
+        default="nf4", metadata={"help": "nf4 = QLoRA; none = LoRA on full-precision weights"}
+    )
+    data_root: str = field(
+        default=str(DEFAULT_DATA), metadata={"help": "folder in the official VQAv2 layout"}
+    )
+    data: str | None = field(
+        default=None, metadata={"help": "own rows: JSONL or CSV with image, question, answer"}
+    )
+    limit: int = field(default=0, metadata={"help": "train questions drawn with --seed, 0 = all"})
+    validation_questions: int = field(
+        default=500, metadata={"help": "held out by picture from the train split, 0 = none"}
+    )
+    questions_per_picture: int = field(
+        default=6, metadata={"help": "at most so many questions share one encoded picture"}
+    )
+    preset: Literal["paper", "lavis"] = field(
+        default="paper", metadata={"help": "whose prompt is learned"}
+    )
+    prompt: str | None = field(default=None, metadata={"help": "own prompt, {} for the question"})
+    lora_rank: int = field(default=16, metadata={"help": "rank r of the LoRA matrices"})
+    lora_alpha: int = field(default=32, metadata={"help": "LoRA scale is alpha / r"})
+    lora_dropout: float = field(default=0.05, metadata={"help": "dropout before LoRA"})
+    train_qformer: bool = field(default=False, metadata={"help": "LoRA on the Q-Former too"})
+    batch_size: int | None = field(
+        default=None,
+        metadata={"help": "pictures per device and step: alias of --per_device_train_batch_size"},
+    )

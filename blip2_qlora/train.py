@@ -16,17 +16,12 @@ checkpoint-N/ (to continue), adapter/ (best), adapter_last/, best.json, metrics.
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from blip2_qlora.settings import DEFAULT_DATA, DEFAULT_MODEL, RUNS, TOY_DATA, TOY_MODEL, prepare_toy
+from blip2_qlora.settings import RUNS, TOY_DATA, TOY_MODEL, TrainOptions, prepare_toy
 from shared.options import (
-    ModelOptions,
-    ToyOptions,
-    UserError,
     guarded,
     manifest_value,
     parse_training_options,
@@ -35,7 +30,7 @@ from shared.options import (
     start_run,
     write_json,
 )
-from shared.vqav2 import Question, QuestionSet, load_rows, load_split
+from shared.vqav2 import Question, load_rows, load_split
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -81,43 +76,6 @@ DECIDING_FLAGS = (
     *("weight_decay", "max_grad_norm", "optim", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("eval_steps", "bf16", "fp16"),
 )
-# For the time that --dry_run states: an RTX 3090's 71 TFLOP/s in bfloat16, a third of it reached.
-ASSUMED_FLOPS = 71e12 / 3
-
-
-@dataclass
-class TrainOptions(ModelOptions, ToyOptions):
-    """Data and adapter"""
-
-    model: str = field(default=DEFAULT_MODEL, metadata={"help": "folder or downloaded Hub id"})
-    quantization: Literal["none", "int8", "nf4"] = field(
-        default="nf4", metadata={"help": "nf4 = QLoRA; none = LoRA on full-precision weights"}
-    )
-    data_root: str = field(
-        default=str(DEFAULT_DATA), metadata={"help": "folder in the official VQAv2 layout"}
-    )
-    data: str | None = field(
-        default=None, metadata={"help": "own rows: JSONL or CSV with image, question, answer"}
-    )
-    limit: int = field(default=0, metadata={"help": "train questions drawn with --seed, 0 = all"})
-    validation_questions: int = field(
-        default=500, metadata={"help": "held out by picture from the train split, 0 = none"}
-    )
-    questions_per_picture: int = field(
-        default=6, metadata={"help": "at most so many questions share one encoded picture"}
-    )
-    preset: Literal["paper", "lavis"] = field(
-        default="paper", metadata={"help": "whose prompt is learned"}
-    )
-    prompt: str | None = field(default=None, metadata={"help": "own prompt, {} for the question"})
-    lora_rank: int = field(default=16, metadata={"help": "rank r of the LoRA matrices"})
-    lora_alpha: int = field(default=32, metadata={"help": "LoRA scale is alpha / r"})
-    lora_dropout: float = field(default=0.05, metadata={"help": "dropout before LoRA"})
-    train_qformer: bool = field(default=False, metadata={"help": "LoRA on the Q-Former too"})
-    batch_size: int | None = field(
-        default=None,
-        metadata={"help": "pictures per device and step: alias of --per_device_train_batch_size"},
-    )
 
 
 def main(options: TrainOptions, training: TrainingArguments) -> None:
@@ -139,14 +97,18 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     if not held_out:
         training.eval_strategy = "no"
     if options.dry_run:
-        print_plan(options, training, rows, groups, held_out)
+        from blip2_qlora.planning import print_training_plan
+
+        print_training_plan(options, training, rows, groups, held_out)
         return
     check_pictures(groups, training.seed)
     base_folder = model_folder(options.model, options.revision)
-    start_run(folder, training_config(options, training, base_folder))
+    if training.process_index == 0:
+        start_run(folder, training_config(options, training, base_folder))
 
     # Model
-    from blip2_qlora.blip2 import Blip2ForVqa, choose_preset
+    from blip2_qlora.adapters import adapter_manifest, load_for_training, save_adapter
+    from blip2_qlora.blip2 import Blip2ForVqa, choose_preset, lora_targets
 
     model, processor = load_for_training(options, training)
     preset = choose_preset(model.get_base_model().config, options.preset, options.prompt, False)
@@ -155,7 +117,15 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     from blip2_qlora.training_data import VqaCollator
     from shared.training import CURVE_FILE, VlmTrainer, plot_curve
 
-    manifest = adapter_manifest(options, training, base_folder, preset.prompt, learned, held_out)
+    manifest = adapter_manifest(
+        options,
+        training,
+        base_folder,
+        prompt=preset.prompt,
+        targets=lora_targets(model.get_base_model().config, options.train_qformer),
+        learned=learned,
+        held_out=held_out,
+    )
     trainer = VlmTrainer(
         model=Blip2ForVqa(model),
         args=training,
@@ -226,46 +196,6 @@ def training_config(
     )
 
 
-def load_for_training(options: TrainOptions, training: TrainingArguments) -> tuple[Any, Any]:
-    """The frozen base with fresh LoRA matrices (fp32), and the processor; prints what trains."""
-    from peft import LoraConfig, get_peft_model
-
-    from blip2_qlora.blip2 import COMPONENTS, load_blip2
-    from shared.loading import keep_trainable_after_inference, trainable_report
-    from shared.training import trainable_to_fp32
-
-    options.device = str(training.device)
-    base, processor = load_blip2(options, None)
-    base.requires_grad_(False)
-    model = get_peft_model(
-        base,
-        LoraConfig(
-            r=options.lora_rank,
-            lora_alpha=options.lora_alpha,
-            lora_dropout=options.lora_dropout,
-            target_modules=lora_targets(base.config, options.train_qformer),
-            bias="none",
-        ),
-    )
-    trainable_to_fp32(model)
-    keep_trainable_after_inference(model)
-    report = trainable_report(model, COMPONENTS)
-    for component, counts in report.items():
-        print(f"  {component}: {counts['parameters']:,} weights, {counts['trainable']:,} trained")
-    allowed = {"language model", "Q-Former"} if options.train_qformer else {"language model"}
-    training_parts = {name for name, counts in report.items() if counts["trainable"]}
-    if training_parts != allowed:
-        raise UserError(f"{training_parts} would train, meant were {allowed}")
-    return model, processor
-
-
-def lora_targets(config: Any, train_qformer: bool) -> str:
-    from blip2_qlora.blip2 import LORA_TARGETS, QFORMER_TARGETS, language_model_kind
-
-    targets = LORA_TARGETS[language_model_kind(config)]
-    return f"({targets})|({QFORMER_TARGETS})" if train_qformer else targets
-
-
 def validate(
     model: Any, processor: Any, preset: Any, held_out: list[Question], options: TrainOptions
 ) -> dict[str, float]:
@@ -294,151 +224,6 @@ def validate(
         records = answer_batch(answerer, jobs_batch, lambda question: open_image(question.image))
         scores += [score_record(record)["score"] for record in records]
     return {"loss": total / tokens, "accuracy": sum(scores) / len(scores)}
-
-
-def adapter_manifest(
-    options: TrainOptions,
-    training: TrainingArguments,
-    base_folder: Path,
-    prompt: str,
-    learned: list[Question],
-    held_out: list[Question],
-) -> dict[str, Any]:
-    """What loading checks and a reader needs: base, quantisation, prompt, data, seed."""
-    from blip2_qlora.training_data import ids_hash
-    from shared.loading import fingerprint
-    from shared.options import environment
-
-    root = options.data or options.data_root
-    return {
-        "base_model": portable_path(options.model),
-        "base_revision": options.revision,
-        "base_fingerprint": fingerprint(base_folder),
-        "quantization": options.quantization,
-        "prompt": prompt,
-        "lora": {
-            "rank": options.lora_rank,
-            "alpha": options.lora_alpha,
-            "dropout": options.lora_dropout,
-            "train_qformer": options.train_qformer,
-        },
-        "data": {
-            "source": portable_path(root),
-            "split": None if options.data else "train2014",
-            "questions": len(learned),
-            "ids_hash": ids_hash(learned),
-            "held_out_questions": len(held_out),
-        },
-        "seed": training.seed,
-        "synthetic": any(
-            manifest_value(folder, "synthetic") for folder in (options.model, options.data_root)
-        ),
-        "environment": environment(),
-    }
-
-
-def save_adapter(folder: Path, model: Any, processor: Any, manifest: dict[str, Any]) -> None:
-    """Adapter, processor and manifest, replaced as one: a reader never sees a mixture."""
-    import shutil
-
-    staging = folder.with_name(f".unfinished-{folder.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        model.save_pretrained(staging)
-        processor.save_pretrained(staging)
-        write_json(staging / "manifest.json", manifest)
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.rename(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
-
-
-def print_plan(
-    options: TrainOptions,
-    training: TrainingArguments,
-    rows: QuestionSet,
-    groups: list[Any],
-    held_out: list[Question],
-) -> None:
-    """--dry_run: data, one sample with its learned tokens, what trains, steps, memory, time."""
-    import torch
-
-    from blip2_qlora.blip2 import (
-        choose_preset,
-        count_parameters,
-        estimate_memory,
-        lora_parameters,
-        read_config,
-    )
-
-    config = read_config(options.model, options.revision)
-    preset = choose_preset(config, options.preset, options.prompt, False)
-    counts = count_parameters(config)
-    targets = lora_targets(config, options.train_qformer)
-    trained = lora_parameters(config, options.lora_rank, targets)
-    n_questions = sum(len(group.questions) for group in groups)
-    per_picture = n_questions / len(groups)
-    pictures = training.per_device_train_batch_size
-    print(f"run:        {portable_path(training.output_dir)}")
-    print(f"data:       {n_questions} questions in {len(groups)} picture groups, "
-          f"{len(held_out)} questions held out, {len(rows.problems)} bad rows left out")  # fmt: skip
-    print(f"step:       {pictures} pictures x {training.gradient_accumulation_steps} accumulated, "
-          f"{per_picture:.1f} questions a picture")  # fmt: skip
-    epochs = training.max_steps * pictures * training.gradient_accumulation_steps / len(groups)
-    print(f"length:     {training.max_steps} steps, {epochs:.2f} passes over the data")
-    print(f"sample:     {sample_with_labels(options, preset.prompt, groups[0].questions[0])}")
-    for component, count in counts.items():
-        print(f"weights:    {component}: {count:,}, frozen")
-    print(f"trained:    {trained:,} LoRA weights ({100 * trained / sum(counts.values()):.2f} %)")
-    memory = estimate_memory(
-        config,
-        quantization=options.quantization,
-        dtype=torch.bfloat16 if options.dtype == "auto" else getattr(torch, options.dtype),
-        pictures=pictures,
-        questions=math.ceil(pictures * per_picture),
-        text_tokens=16,
-        n_trainable=trained,
-    )
-    print(f"memory:     {memory}")
-    print(f"time:       about {estimated_hours(config, counts, options, training, per_picture):.1f} h"
-          " on a 24 GB card (computed for an RTX 3090 at a third of its peak, never measured)")  # fmt: skip
-
-
-def sample_with_labels(options: TrainOptions, prompt: str, question: Question) -> str:
-    """One encoded sample by the model's own tokenizer when it is on disk, else as plain text."""
-    from transformers import Blip2Config, Blip2Processor
-
-    from blip2_qlora.blip2 import answer_ids, encode_pair, language_model_kind, prompt_ids
-    from blip2_qlora.training_data import show_labels
-    from shared.loading import model_folder
-
-    try:
-        folder = model_folder(options.model, options.revision)
-    except UserError:
-        return f"{prompt.format(question.question)} 【{question.target}】 (weights not on disk)"
-    config = Blip2Config.from_pretrained(folder)
-    processor = Blip2Processor.from_pretrained(folder, local_files_only=True)
-    processor.num_query_tokens = config.num_query_tokens
-    kind = language_model_kind(config)
-    answer = answer_ids(processor, question.target or "", config.text_config.eos_token_id, kind)
-    row = encode_pair(prompt_ids(processor, prompt.format(question.question)), answer, kind)
-    return show_labels(row, processor.tokenizer)
-
-
-def estimated_hours(
-    config: Any,
-    counts: dict[str, int],
-    options: TrainOptions,
-    training: TrainingArguments,
-    per_picture: float,
-) -> float:
-    """FLOPs over an assumed speed: 2 per weight and token forward, 2 more for the gradient that
-    passes through the frozen language model."""
-    patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2 + 1
-    vision = 2 * counts["vision tower"] * patches
-    language = 4 * counts["language model"] * (config.num_query_tokens + 16) * per_picture
-    pictures = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return training.max_steps * pictures * (vision + language) / ASSUMED_FLOPS / 3600
 
 
 def parse(argv: list[str] | None = None) -> tuple[TrainOptions, TrainingArguments]:

@@ -17,18 +17,17 @@ from blip2_qlora.blip2 import (
     base_model,
     check_placeholders,
     choose_preset,
-    count_parameters,
     embed_prompts,
     encode_pair,
     end_token_id,
     generate_plain,
     language_model_kind,
     load_blip2,
-    lora_parameters,
     pad_pairs,
     prompt_ids,
     read_config,
 )
+from blip2_qlora.planning import count_parameters, lora_parameters
 from shared.options import IGNORE_INDEX, ModelOptions, UserError
 
 PROMPTS = [

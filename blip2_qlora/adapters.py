@@ -1,0 +1,107 @@
+"""An adapter from its first weights to the folder that holds it.
+
+LoRA matrices (arXiv 2106.09685) in fp32 on a frozen, usually 4-bit base; what trains is declared,
+printed and checked. The folder holds adapter, processor and a manifest that loading checks.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blip2_qlora.blip2 import COMPONENTS, load_blip2, lora_targets
+from blip2_qlora.settings import TrainOptions
+from blip2_qlora.training_data import ids_hash
+from shared.loading import fingerprint, keep_trainable_after_inference, trainable_report
+from shared.options import UserError, environment, manifest_value, portable_path, write_json
+from shared.training import trainable_to_fp32
+from shared.vqav2 import Question
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import Blip2Processor, TrainingArguments
+
+
+def load_for_training(
+    options: TrainOptions, training: TrainingArguments
+) -> tuple[PeftModel, Blip2Processor]:
+    """The frozen base with fresh LoRA matrices (fp32), and the processor; prints what trains."""
+    from peft import LoraConfig, get_peft_model
+
+    options.device = str(training.device)
+    base, processor = load_blip2(options, None)
+    base.requires_grad_(False)
+    model = get_peft_model(
+        base,
+        LoraConfig(
+            r=options.lora_rank,
+            lora_alpha=options.lora_alpha,
+            lora_dropout=options.lora_dropout,
+            target_modules=lora_targets(base.config, options.train_qformer),
+            bias="none",
+        ),
+    )
+    trainable_to_fp32(model)
+    keep_trainable_after_inference(model)
+    report = trainable_report(model, COMPONENTS)
+    for component, counts in report.items():
+        print(f"  {component}: {counts['parameters']:,} weights, {counts['trainable']:,} trained")
+    allowed = {"language model", "Q-Former"} if options.train_qformer else {"language model"}
+    training_parts = {name for name, counts in report.items() if counts["trainable"]}
+    if training_parts != allowed:
+        raise UserError(f"{training_parts} would train, meant were {allowed}")
+    return model, processor
+
+
+def adapter_manifest(
+    options: TrainOptions,
+    training: TrainingArguments,
+    base_folder: Path,
+    *,
+    prompt: str,
+    targets: str,
+    learned: list[Question],
+    held_out: list[Question],
+) -> dict[str, Any]:
+    """What loading checks and a reader needs: base, quantisation, prompt, data, seed."""
+    root = options.data or options.data_root
+    return {
+        "base_model": portable_path(options.model),
+        "base_revision": options.revision,
+        "base_fingerprint": fingerprint(base_folder),
+        "quantization": options.quantization,
+        "prompt": prompt,
+        "lora": {
+            "rank": options.lora_rank,
+            "alpha": options.lora_alpha,
+            "dropout": options.lora_dropout,
+            "targets": targets,
+        },
+        "data": {
+            "source": portable_path(root),
+            "split": None if options.data else "train2014",
+            "questions": len(learned),
+            "ids_hash": ids_hash(learned),
+            "held_out_questions": len(held_out),
+        },
+        "seed": training.seed,
+        "synthetic": any(
+            manifest_value(folder, "synthetic") for folder in (options.model, options.data_root)
+        ),
+        "environment": environment(),
+    }
+
+
+def save_adapter(folder: Path, model: Any, processor: Any, manifest: dict[str, Any]) -> None:
+    """Adapter, processor and manifest, replaced as one: a reader never sees a mixture."""
+    staging = folder.with_name(f".unfinished-{folder.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        model.save_pretrained(staging)
+        processor.save_pretrained(staging)
+        write_json(staging / "manifest.json", manifest)
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.rename(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
