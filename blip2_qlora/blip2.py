@@ -200,7 +200,7 @@ def end_token_id(model: nn.Module) -> int:
 
 
 def prompt_ids(processor: Blip2Processor, prompt: str) -> list[int]:
-    """[<image>] * N + the tokenized prompt with its special tokens, as Blip2Processor lays it out."""
+    """[<image>] * N + the tokenized prompt with its special tokens, as in Blip2Processor."""
     image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
     text = processor.tokenizer(prompt)["input_ids"]
     return [image_id] * processor.num_query_tokens + text

@@ -139,10 +139,12 @@ def print_training_plan(
     per_picture = n_questions / len(groups)
     pictures = training.per_device_train_batch_size
     print(f"run:        {portable_path(training.output_dir)}")
-    print(f"data:       {n_questions} questions in {len(groups)} picture groups, "
-          f"{len(held_out)} questions held out, {len(rows.problems)} bad rows left out")  # fmt: skip
-    print(f"step:       {pictures} pictures x {training.gradient_accumulation_steps} accumulated, "
-          f"{per_picture:.1f} questions a picture")  # fmt: skip
+    bad = len(rows.problems)
+    print(f"data:       {n_questions} questions in {len(groups)} picture groups")
+    print(f"            {len(held_out)} questions held out, {bad} bad rows left out")
+    accumulated = training.gradient_accumulation_steps
+    print(f"step:       {pictures} pictures x {accumulated} accumulated")
+    print(f"            {per_picture:.1f} questions a picture")
     epochs = training.max_steps * pictures * training.gradient_accumulation_steps / len(groups)
     print(f"length:     {training.max_steps} steps, {epochs:.2f} passes over the data")
     print(f"sample:     {sample_with_labels(options, preset.prompt, groups[0].questions[0])}")
@@ -159,8 +161,9 @@ def print_training_plan(
         n_trainable=trained,
     )
     print(f"memory:     {memory}")
-    print(f"time:       about {estimated_hours(config, counts, options, training, per_picture):.1f} h"
-          " on a 24 GB card (computed for an RTX 3090 at a third of its peak, never measured)")  # fmt: skip
+    hours = estimated_hours(config, counts, options, training, per_picture)
+    print(f"time:       about {hours:.1f} h on a 24 GB card")
+    print("            (computed for an RTX 3090 at a third of its peak, never measured)")
 
 
 def sample_with_labels(options: TrainOptions, prompt: str, question: Question) -> str:

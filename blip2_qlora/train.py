@@ -199,7 +199,7 @@ def training_config(
 def validate(
     model: Any, processor: Any, preset: Any, held_out: list[Question], options: TrainOptions
 ) -> dict[str, float]:
-    """Loss per answer token and accuracy (greedy, headline metric, 0..1) on the held-out questions."""
+    """Loss per answer token and accuracy (greedy, headline metric, 0..1) of the held-out part."""
     import torch
 
     from blip2_qlora.blip2 import Blip2Answerer, Decoding

@@ -153,7 +153,7 @@ class VlmTrainer(Trainer):
         return metrics
 
     def latest_figures(self) -> dict[str, float]:
-        """The validation figures of the weights as they are, measured now if not yet at this step."""
+        """The validation figures of the weights as they are, measured unless just done."""
         if self._latest[0] != self.state.global_step:
             self.evaluate()
         return self._latest[1]

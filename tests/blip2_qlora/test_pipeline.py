@@ -1,8 +1,8 @@
-"""The toy experiment, trained once through the documented commands; all its figures are tested here.
+"""The toy experiment, trained once through the documented commands; its figures are tested here.
 
 `make test-pipelines`. The thresholds are the experiment's promises: zero-shot at least 10 points
-above the blind baseline, blind at most 40 %, QLoRA better with the interval of the paired difference
-above 0 and trained in at most 120 s, shuffled pictures within 5 points of blind.
+above the blind baseline, blind at most 40 %, QLoRA better with the interval of the paired
+difference above 0 and trained in at most 120 s, shuffled pictures within 5 points of blind.
 """
 
 from __future__ import annotations
