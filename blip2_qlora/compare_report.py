@@ -174,11 +174,11 @@ def synthetic_notice(comparison: Comparison, words: Words) -> str:
 def banner(
     comparison: Comparison, base: Run, tuned: Run, reasons: Sequence[str], words: Words
 ) -> list[str]:
-    lines = [words["forced"].format(reason=reason) for reason in reasons]
-    if base.scored.keys() != tuned.scored.keys():
-        lines.append(words["banner_partial"].format(n=comparison["n_questions"]))
-    for run in (base, tuned):
-        if run.name in comparison["trained_on_scored"]:
+    lines = list(reasons)
+    if reasons:
+        lines.append(words["banner_forced"].format(n=comparison["n_questions"]))
+    for side, run in (("base", base), ("tuned", tuned)):
+        if side in comparison["trained_on_scored"]:
             data = parts.data_words(*scored_data(run), words)
             lines.append(words["trained_on_scored"].format(run=run.name, data=data))
         if run.config.get("pictures") == "shuffled":

@@ -249,9 +249,10 @@ def galleries(
 ) -> list[Block]:
     blocks: list[Block] = []
     for name, stratum in comparison["gallery"].items():
-        note = words["surest" if name == "confident_errors" else "sampled"].format(
-            shown=len(stratum["shown"]), total=stratum["total"], seed=comparison["seed"]
-        )
+        shown, total = len(stratum["shown"]), stratum["total"]
+        kind = "surest" if name == "confident_errors" else "sampled"
+        kind = "none" if total == 0 else "all_shown" if shown == total else kind
+        note = words[kind].format(shown=shown, total=total, seed=comparison["seed"])
         cards = [card(by_id[key], find_picture, words) for key in stratum["shown"]]
         blocks.append(Gallery(words[name], note, cards))
     return blocks
@@ -266,9 +267,6 @@ def card(pair: Pair, find_picture: FindPicture, words: Words) -> Card:
         )
     ]
     facts = []
-    captions = [record.get("caption") for record in (pair.base, pair.tuned)]
-    if pair.base["question"] and any(captions):
-        facts.append((words["caption"], " → ".join(c or "–" for c in dict.fromkeys(captions))))
     if pair.base["references"]:
         counted = Counter(pair.base["references"]).most_common()
         listed = ", ".join(f"{answer} ×{n}" if n > 1 else answer for answer, n in counted)
@@ -288,7 +286,7 @@ def card(pair: Pair, find_picture: FindPicture, words: Words) -> Card:
 def said(label: str, record: Mapping[str, Any], score: float | None, words: Words) -> Answer:
     """One model's answer, or its error, with score and confidence."""
     if record["status"] != "ok":
-        return Answer(label, record["error"], None, words["error_note"], "stop")
+        return Answer(label, record["error"], words["error_note"], "stop")
     notes = []
     if score is not None:
         notes.append(words["score_note"].format(score=score))
@@ -297,7 +295,11 @@ def said(label: str, record: Mapping[str, Any], score: float | None, words: Word
     if record["finish_reason"] == "length":
         notes.append(words["cut_note"])
     tone = "" if score is None else "good" if score >= 0.5 else "warn" if score > 0 else "bad"
-    return Answer(label, record["answer"], record["raw_output"], ", ".join(notes), tone)
+    details = [(words["raw"], record["raw_output"]), (words["caption"], record.get("caption"))]
+    if not record["question"]:
+        details.pop()  # the caption is the answer
+    details = [(name, text) for name, text in details if text is not None]
+    return Answer(label, record["answer"], ", ".join(notes), tone, details)
 
 
 def copy_boxes(comparison: Comparison, words: Words) -> list[Block]:
@@ -328,7 +330,7 @@ def copy_boxes(comparison: Comparison, words: Words) -> list[Block]:
 def what_ran(comparison: Comparison, base: Run, tuned: Run, words: Words) -> list[Block]:
     """Data, what the weights had seen, both configurations and environments, side by side."""
     if not base.config:
-        header = [words["run"], words["option"]]
+        header = [words["run"], words["file"]]
         rows = [Row([words[side], comparison[side]["folder"]]) for side in ("base", "tuned")]
         return [Table(header=header, rows=rows, text_columns=(0, 1))]
     sides = (comparison["base"], comparison["tuned"])

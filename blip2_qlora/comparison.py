@@ -29,6 +29,7 @@ from shared.options import REPO_ROOT, UserError, manifest_value, portable_path, 
 from shared.significance import PairedComparison, compare_paired, holm
 
 CARDS = 6  # of each stratum in the gallery
+CARDS_WITHOUT_SCORES = 48  # where the gallery is all there is
 ROUNDING = 0.011  # stored percentages have two decimals
 
 
@@ -70,6 +71,7 @@ def read_predictions(file: Path) -> Run:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error
     records: dict[str, dict[str, Any]] = {}
+    synthetic = False
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -82,6 +84,7 @@ def read_predictions(file: Path) -> Run:
         repetition = 2
         while key in records:
             key, repetition = f"{name} ({repetition})", repetition + 1
+        synthetic = synthetic or bool(row.get("synthetic"))
         error = row.get("error")
         said = row.get("answer") if question else row.get("caption")
         records[key] = {
@@ -94,7 +97,7 @@ def read_predictions(file: Path) -> Run:
     if not records:
         raise UserError(f"{file}: no rows; predict.py --output writes them")
     scored = {key: score_record(record) for key, record in records.items()}
-    return Run(file, {}, {"metric": None}, records, scored)
+    return Run(file, {}, {"metric": None, "synthetic": {"model": synthetic}}, records, scored)
 
 
 def reasons_against(base: Run, tuned: Run) -> list[str]:
@@ -129,34 +132,27 @@ def compare(base: Run, tuned: Run, *, seed: int = 0) -> dict[str, Any]:
     scored = [pair for pair in pairs if pair.scored]
     official = [p for p in scored if _official(p.base_scored) and _official(p.tuned_scored)]
     blind = base.metrics.get("blind")
+    if blind and blind["n"] != len(official):  # of other questions than those compared here
+        blind = None
+    sides = {"base": base, "tuned": tuned}
     return {
-        "base": describe(base),
-        "tuned": describe(tuned),
+        **{side: describe(run) for side, run in sides.items()},
         "metric": base.metrics["metric"],
         "seed": seed,
-        "synthetic": {part: _synthetic(base, part) or _synthetic(tuned, part)
+        "synthetic": {part: any(_synthetic(run, part) for run in sides.values())
                       for part in ("data", "model")},
         "n_questions": len(pairs),
         "n_pictures": len({pair.base["image"] for pair in pairs}),
         "n_changed": sum(not same_words(pair) for pair in pairs),
-        "trained_on_scored": [run.name for run in (base, tuned) if trained_on_scored(run)],
+        "trained_on_scored": [side for side, run in sides.items() if trained_on_scored(run)],
         "overall": change(scored, lambda row: row["score"], seed),
         "per_answer_type": per_group(scored, "answer_type", seed),
         "per_question_type": per_group(scored, "question_type", seed),
-        "protocols": {
-            name: {
-                "published_under_it": who,
-                **change(official, lambda row, name=name: row["scores"][name], seed),
-            }
-            for name, who in PUBLISHED_UNDER.items()
-        }
-        if official
-        else None,
+        "protocols": per_protocol(official, seed) if official else None,
         "exact_match": change(scored, lambda row: row["exact_match"], seed) if scored else None,
         "blind": blind,
-        "counts": {side: counts(pairs, side, run) for side, run in
-                   (("base", base), ("tuned", tuned))},
-        "confidence": {side: confidence_figures(pairs, side) for side in ("base", "tuned")},
+        "counts": {side: counts(pairs, side, run) for side, run in sides.items()},
+        "confidence": {side: confidence_figures(pairs, side) for side in sides},
         "gallery": {
             name: {"total": total, "shown": [pair.sample_id for pair in chosen]}
             for name, (total, chosen) in strata(pairs, seed).items()
@@ -192,6 +188,17 @@ def change(
         "losses": result.losses,
         "minimum_detectable_difference": in_points(result.minimum_detectable_difference),
         "note": result.note,
+    }
+
+
+def per_protocol(official: Sequence[Pair], seed: int) -> dict[str, dict[str, Any]]:
+    """`change` of the same answers under each protocol."""
+    return {
+        name: {
+            "published_under_it": who,
+            **change(official, lambda row, name=name: row["scores"][name], seed),
+        }
+        for name, who in PUBLISHED_UNDER.items()
     }
 
 
@@ -248,9 +255,7 @@ def confidence_figures(pairs: Sequence[Pair], side: str) -> dict[str, Any]:
     return reliability(known) | risk_coverage(rows)
 
 
-def strata(
-    pairs: Sequence[Pair], seed: int, size: int = CARDS
-) -> dict[str, tuple[int, list[Pair]]]:
+def strata(pairs: Sequence[Pair], seed: int) -> dict[str, tuple[int, list[Pair]]]:
     """Name -> (how many there are, those for the gallery), drawn with the seed, not picked.
 
     With references: improved, worsened, confident_errors (score 0, surest first), unusable (error,
@@ -258,6 +263,7 @@ def strata(
     """
     unusable = [p for p in pairs if any(is_unusable(record) for record in (p.base, p.tuned))]
     scored = [pair for pair in pairs if pair.scored]
+    size = CARDS if scored else CARDS_WITHOUT_SCORES
     if not scored:
         sound = [p for p in pairs if p.base["status"] == p.tuned["status"] == "ok"]
         members = {
@@ -277,19 +283,19 @@ def strata(
             "unusable": unusable,
         }
     return {
-        name: (
-            len(rows),
-            rows[:size]
-            if name == "confident_errors"
-            else random.Random(f"{seed} {name}").sample(rows, min(size, len(rows))),
-        )
+        name: (len(rows), rows[:size] if name == "confident_errors" else drawn(rows, size, seed))
         for name, rows in members.items()
     }
 
 
+def drawn(rows: Sequence[Pair], size: int, seed: int) -> list[Pair]:
+    """At most `size` of them at random, in their own order."""
+    chosen = random.Random(seed).sample(range(len(rows)), min(size, len(rows)))
+    return [rows[i] for i in sorted(chosen)]
+
+
 def same_words(pair: Pair) -> bool:
-    """Whether both runs gave the same answer and, from predict.py, the same caption."""
-    return all(pair.base.get(key) == pair.tuned.get(key) for key in ("answer", "caption"))
+    return pair.base["answer"] == pair.tuned["answer"]
 
 
 def is_unusable(record: dict[str, Any]) -> bool:

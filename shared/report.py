@@ -42,7 +42,6 @@ PAGE_TEXTS: dict[str, dict[str, str]] = {
         "few": f"Greyed rows rest on fewer than {FEW} samples.",
         "none": "none",
         "empty": "(empty)",
-        "raw": "raw",
         "clipped": "… ({n} characters)",
     },
     "zh": {
@@ -54,7 +53,6 @@ PAGE_TEXTS: dict[str, dict[str, str]] = {
         "few": f"灰色行的样本少于 {FEW} 个。",
         "none": "无",
         "empty": "（空）",
-        "raw": "原始输出",
         "clipped": "……（共 {n} 个字符）",
     },
 }
@@ -114,13 +112,13 @@ class Charts:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model said: the answer, its `raw` output, and its figures in `note`."""
+    """What one model said: the answer, its figures in `note`, labelled small print below."""
 
     label: str
     text: str | None
-    raw: str | None = None
     note: str = ""
     tone: Tone = ""
+    details: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Gallery:
-    """One stratum of samples. Without cards the note and the word "none" stay."""
+    """One stratum of samples; an empty `note` stands for "none"."""
 
     kind: ClassVar[str] = "gallery"
     title: str
@@ -206,7 +204,7 @@ def write_report(path: Path, report: Report) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", newline="\n")
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -233,7 +231,7 @@ def render(report: Report) -> str:
     )
     environment.filters["clip"] = clip
     environment.filters["keep_together"] = lambda text: text.replace(" %", "\u00a0%")
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         report=report,
         texts=texts,
         style=(HERE / "report.css").read_text(encoding="utf-8"),
@@ -241,6 +239,7 @@ def render(report: Report) -> str:
         # The policy names the one script that may run; injected ones would not, escaped or not.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+    return page.lstrip()
 
 
 def data_uri(content: bytes, mime: str) -> str:
