@@ -109,8 +109,11 @@ def lora_targets(config: Blip2Config, train_qformer: bool) -> str:
 def choose_preset(config: Blip2Config, name: str, prompt: str | None, greedy: bool) -> Preset:
     """The preset's prompt and decoding, each replaced when the user gives his own."""
     preset = PRESETS[name, language_model_kind(config)]
-    if prompt is not None and prompt.count("{}") != 1:
-        raise UserError(f"--prompt {prompt!r} must contain {{}} once, where the question stands")
+    if prompt is not None and [prompt.count(part) for part in ("{}", "{", "}")] != [1, 1, 1]:
+        raise UserError(
+            f"--prompt {prompt!r} must contain {{}} once, where the question stands, and no other "
+            "brace"
+        )
     return Preset(prompt or preset.prompt, Decoding(num_beams=1) if greedy else preset.decoding)
 
 

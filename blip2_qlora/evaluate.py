@@ -28,6 +28,7 @@ from blip2_qlora.settings import (
     TOY_DATA,
     TOY_MODEL,
     AskingOptions,
+    data_hash,
     prepare_toy,
 )
 from shared.loading import (
@@ -95,7 +96,7 @@ def main(options: EvaluateOptions) -> None:
         compute_dtype=str(dtype).removeprefix("torch."),
         model_fingerprint=fingerprint(base_folder),
         adapter_fingerprint=adapter_fingerprint(options.adapter),
-        data_hash=manifest_value(options.data_root, "data_hash"),
+        data_hash=data_hash(options.data_root, options.data),
     )
     if start_run(folder, config):
         print(f"continuing {portable_path(folder)}")

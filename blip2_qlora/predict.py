@@ -73,7 +73,7 @@ def main(options: PredictOptions) -> None:
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     if all("error" in line for line in lines):
-        raise UserError("no picture could be read")
+        raise UserError(f"no row could be answered; the first: {lines[0]['error']}")
 
 
 def print_plan(options: PredictOptions, rows: QuestionSet) -> None:

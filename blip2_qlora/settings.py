@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-from shared.options import DATA_ROOT, OUTPUTS, ModelOptions, ToyOptions, UserError
+from shared.options import (
+    DATA_ROOT,
+    OUTPUTS,
+    ModelOptions,
+    ToyOptions,
+    UserError,
+    manifest_value,
+)
 
 EXPERIMENT = "blip2_qlora"
 RUNS = OUTPUTS / EXPERIMENT
@@ -20,6 +29,19 @@ def prepare_toy() -> None:
     from shared.toy_world.build import ensure_vqav2
 
     ensure_vqav2(TOY_DATA)
+
+
+def data_hash(data_root: str, data: str | None) -> str | None:
+    """A short hash of own rows' file, or the one in a data root's manifest (the real one has none).
+
+    Kept with a run, so that a file that was edited since is not taken for the same questions.
+    """
+    if data is None:
+        return manifest_value(data_root, "data_hash")
+    try:
+        return hashlib.sha256(Path(data).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"{data}: cannot be read: {error.strerror or error}") from error
 
 
 @dataclass
