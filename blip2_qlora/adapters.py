@@ -28,10 +28,12 @@ def load_for_training(
 ) -> tuple[PeftModel, Blip2Processor]:
     """The frozen base with fresh LoRA matrices (fp32), and the processor; prints what trains."""
     from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
 
     options.device = str(training.device)
     base, processor = load_blip2(options, None)
     base.requires_grad_(False)
+    set_seed(training.seed)  # of the first LoRA weights; the Trainer sets it for what follows
     model = get_peft_model(
         base,
         LoraConfig(

@@ -20,10 +20,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blip2_qlora.settings import RUNS, TOY_DATA, TOY_MODEL, TrainOptions, prepare_toy
+from blip2_qlora.settings import (
+    RUNS,
+    TOY_DATA,
+    TOY_MODEL,
+    TrainOptions,
+    data_hash,
+    prepare_toy,
+)
 from shared.options import (
+    UserError,
     guarded,
-    manifest_value,
     parse_training_options,
     portable_path,
     resolved_config,
@@ -101,7 +108,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
 
         print_training_plan(options, training, rows, groups, held_out)
         return
-    check_pictures(groups, training.seed)
+    check_pictures([*groups, *group_by_picture(held_out, len(held_out))], training.seed)
     base_folder = model_folder(options.model, options.revision)
     if training.process_index == 0:
         start_run(folder, training_config(options, training, base_folder))
@@ -192,7 +199,7 @@ def training_config(
         script="train",
         training=flags,
         model_fingerprint=fingerprint(base_folder),
-        data_hash=manifest_value(options.data_root, "data_hash"),
+        data_hash=data_hash(options.data_root, options.data),
     )
 
 
@@ -213,6 +220,8 @@ def validate(
     total, tokens, scores = 0.0, 0, []
     for start in range(0, len(groups), 8):
         batch = collate(groups[start : start + 8])
+        if not batch["sample_ids"]:
+            continue
         tensors = {
             k: v.to(next(model.parameters()).device) for k, v in batch.items() if torch.is_tensor(v)
         }
@@ -223,6 +232,8 @@ def validate(
     for jobs_batch in batches_by_picture(jobs, 32):
         records = answer_batch(answerer, jobs_batch, lambda question: open_image(question.image))
         scores += [score_record(record)["score"] for record in records]
+    if not tokens:
+        raise UserError(f"not one held-out question can be used; the first: {records[0]['error']}")
     return {"loss": total / tokens, "accuracy": sum(scores) / len(scores)}
 
 

@@ -127,7 +127,8 @@ class VqaCollator:
     def __call__(self, groups: Sequence[PictureGroup]) -> dict[str, Any]:
         """pixel_values (P, 3, H, W), picture_index (B,), input_ids, attention_mask, labels (B, T).
 
-        Raises UserError when not one sample of the batch can be used.
+        Without one usable sample: empty `sample_ids` and labels (0, 0), to be counted and passed
+        over.
         """
         pictures, index, rows, sample_ids, skipped = [], [], [], [], []
         for group in groups:
@@ -149,7 +150,8 @@ class VqaCollator:
                 sample_ids.append(question.sample_id)
             pictures.append(picture)
         if not rows:
-            raise UserError(f"a batch without one usable sample; the first: {skipped[0]}")
+            nothing = torch.empty((0, 0), dtype=torch.long)
+            return {"labels": nothing, "sample_ids": [], "skipped": skipped}
         pixels = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
         return {
             "pixel_values": pixels,

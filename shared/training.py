@@ -31,6 +31,7 @@ from shared.options import UserError, read_json, write_json
 TRAINABLE_FILE = "trainable.safetensors"
 CHECKPOINT_MANIFEST = "checkpoint_manifest.json"
 CURVE_FILE = "metrics.jsonl"
+SKIPPED_FILE = "skipped.txt"
 MAX_SKIPPED_SHARE = 0.01  # of the training samples; more bad ones than this stop the run
 MAX_SKIPPED_ALWAYS = 20
 
@@ -96,6 +97,8 @@ class VlmTrainer(Trainer):
             truncate_curve(self.folder / CURVE_FILE, after_step=step)
         else:
             truncate_curve(self.folder / CURVE_FILE, after_step=-1)
+        listed = self.folder / SKIPPED_FILE
+        self.skipped = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         return self.state.global_step
 
@@ -104,10 +107,18 @@ class VlmTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """One micro-batch forward and backward, then the check that nothing is NaN or infinite."""
+        """One micro-batch forward and backward, then the check that nothing is NaN or infinite.
+
+        A batch whose samples are all bad has empty `sample_ids`; it is counted and adds nothing.
+        """
         inputs = dict(inputs)
         sample_ids = inputs.pop("sample_ids", None)
-        self._count_skipped(inputs.pop("skipped", []))
+        skipped = inputs.pop("skipped", [])
+        self._count_skipped(skipped)
+        if sample_ids == []:
+            if self.args.world_size > 1:  # the other processes wait for this one's gradients
+                raise UserError(f"a batch without one usable sample; the first: {skipped[0]}")
+            return torch.zeros((), device=self.args.device)
         loss = super().training_step(model, inputs, num_items_in_batch)
         where = f"at step {self.state.global_step + 1}, samples {sample_ids}"
         if not torch.isfinite(loss).all():
@@ -117,16 +128,17 @@ class VlmTrainer(Trainer):
         return loss
 
     def _count_skipped(self, messages: Sequence[str]) -> None:
-        if not messages:
+        new = [message for message in dict.fromkeys(messages) if message not in self.skipped]
+        if not new:
             return
-        self.skipped += messages
-        with (self.folder / "skipped.txt").open("a", encoding="utf-8") as file:
-            file.writelines(message + "\n" for message in messages)
+        self.skipped += new
+        with (self.folder / SKIPPED_FILE).open("a", encoding="utf-8") as file:
+            file.writelines(message + "\n" for message in new)
         bound = max(MAX_SKIPPED_ALWAYS, MAX_SKIPPED_SHARE * len(self.train_dataset))
         if len(self.skipped) > bound:
             raise UserError(
                 f"{len(self.skipped)} bad samples, more than the {bound:.0f} allowed; they are "
-                f"listed in {self.folder / 'skipped.txt'}; the last: {messages[-1]}"
+                f"listed in {self.folder / SKIPPED_FILE}; the last: {new[-1]}"
             )
 
     # Validation and curve
