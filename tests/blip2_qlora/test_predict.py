@@ -1,0 +1,217 @@
+"""predict.py: captions and answers for a picture, a folder, a file of rows; bad pictures named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from blip2_qlora import blip2
+from blip2_qlora.predict import PredictOptions, main
+from shared.options import REPO_ROOT, MissingError, UserError, parse_options
+
+BASELINE = REPO_ROOT / "blip2_qlora" / "baseline_images"
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_blip2_opt):
+    """The tiny model, loaded once for all tests of this file."""
+    options = parse_options(
+        PredictOptions, description="", argv=["--model", str(tiny_blip2_opt), "--device", "cpu"]
+    )
+    return blip2.load_blip2(options, None)
+
+
+@pytest.fixture
+def predict(loaded, tiny_blip2_opt, monkeypatch, capsys):
+    """Runs the script's main with flags; returns the printed lines as objects."""
+    monkeypatch.setattr(blip2, "load_blip2", lambda *_: loaded)
+
+    def run(*argv: str) -> list[dict]:
+        flags = ["--model", str(tiny_blip2_opt), "--device", "cpu", "--greedy", *argv]
+        main(parse_options(PredictOptions, description="", argv=flags))
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path, pictures) -> Path:
+    """Two pictures, one file that only has a picture's name, and a note."""
+    found = tmp_path / "pictures"
+    found.mkdir()
+    pictures[0].save(found / "a.png")
+    pictures[1].save(found / "c.png")
+    (found / "b.jpg").write_bytes(b"<html>not found</html>")
+    (found / "note.txt").write_text("")
+    return found
+
+
+def test_one_picture_with_a_question(predict, folder):
+    (line,) = predict("--image", str(folder / "a.png"), "--question", "What color?")
+    assert set(line) == {"image_path", "caption", "question", "answer", "confidence"}
+    assert line["image_path"] == str(folder / "a.png")
+    assert line["question"] == "What color?"
+    assert line["caption"]
+    assert line["answer"]
+    assert 0 < line["confidence"] <= 1
+
+
+def test_one_picture_without_a_question_gives_a_caption(predict, folder):
+    (line,) = predict("--image", str(folder / "a.png"))
+    assert line["caption"]
+    assert (line["question"], line["answer"]) == (None, None)
+
+
+def test_a_folder_with_a_broken_picture(predict, folder):
+    """The broken one is a line with its error, in its place; the others are answered."""
+    lines = predict("--images", str(folder), "--question", "What color?")
+    assert [Path(line["image_path"]).name for line in lines] == ["a.png", "b.jpg", "c.png"]
+    assert ["error" in line for line in lines] == [False, True, False]
+    assert "b.jpg: not a picture" in lines[1]["error"]
+    assert (lines[1]["caption"], lines[1]["answer"]) == (None, None)
+    assert lines[0]["answer"] != lines[2]["answer"]  # each its own picture's
+
+
+def test_rows_of_a_file_each_picture_s_caption_once(predict, folder, tmp_path, monkeypatch):
+    """Three questions about two pictures: two captions, three answers, in the file's order."""
+    rows = [("c.png", "What color?"), ("a.png", "How many?"), ("c.png", "Is there a red star?")]
+    file = folder / "rows.csv"
+    file.write_text("image,question\n" + "".join(f"{i},{q}\n" for i, q in rows))
+    calls = []
+    encode = blip2.Blip2Answerer.encode_images
+    monkeypatch.setattr(
+        blip2.Blip2Answerer,
+        "encode_images",
+        lambda self, images: (calls.append(len(images)), encode(self, images))[1],
+    )
+    lines = predict("--questions", str(file))
+    assert [(line["image_path"], line["question"]) for line in lines] == rows
+    assert lines[0]["caption"] == lines[2]["caption"] != lines[1]["caption"]
+    assert calls == [2, 2]  # the captions' batch and the answers' batch
+    alone = predict("--image", str(folder / "a.png"), "--question", "How many?")
+    assert (alone[0]["caption"], alone[0]["answer"]) == (lines[1]["caption"], lines[1]["answer"])
+
+
+def test_batches_do_not_change_what_is_said(predict):
+    rows = REPO_ROOT / "blip2_qlora" / "data" / "tiny.jsonl"
+    whole = predict("--questions", str(rows))
+    assert len(whole) == 24
+    for line, other in zip(whole, predict("--questions", str(rows), "--batch_size", "5"),
+                           strict=True):  # fmt: skip
+        assert line.pop("confidence") == pytest.approx(other.pop("confidence"), rel=1e-4)
+        assert line == other
+
+
+def test_the_baseline_pictures_and_one_that_is_broken(predict, tmp_path, monkeypatch):
+    """With no arguments: the ten committed pictures; one damaged does not stop the other nine."""
+    lines = predict()
+    assert len({line["image_path"] for line in lines}) == 10
+    assert all(line["caption"] and line["answer"] for line in lines)
+    copied = Path(shutil.copytree(BASELINE, tmp_path / "baseline"))
+    broken = copied / "shapes_04.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    monkeypatch.setattr("blip2_qlora.predict.BASELINE", copied / "questions.jsonl")
+    again = predict()
+    assert {line["image_path"] for line in again if "error" in line} == {"shapes_04.jpg"}
+    assert [line for line in again if "error" not in line] == [
+        line for line in lines if line["image_path"] != "shapes_04.jpg"
+    ]
+
+
+def test_output_holds_the_printed_lines(predict, folder, tmp_path):
+    output = tmp_path / "new" / "lines.jsonl"
+    lines = predict("--image", str(folder / "a.png"), "--output", str(output))
+    written = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [line["caption"] for line in written] == [line["caption"] for line in lines]
+
+
+def test_an_unwritable_output_is_one_message(predict, folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"lines.jsonl: cannot be written"):
+        predict("--image", str(folder / "a.png"), "--output", str(tmp_path / "file/lines.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--image", "a.png", "--images", "folder"], "give one of --image, --images, --questions"),
+        (["--question", "What?"], "--question goes with --image or --images"),
+        (["--image", "a.png", "--question", "  "], "--question is empty"),
+        (["--images", "no/such/folder"], "no such folder"),
+        (["--questions", "no/such/file.jsonl"], "no such file"),
+        (["--batch_size", "0"], "at least one question at a time"),
+        (["--prompt", "no place for it"], "must contain {} once"),
+        (["--prompt", "{} {topic}"], "must contain {} once"),
+    ],
+)
+def test_what_does_not_fit_together_is_named(predict, argv, message):
+    with pytest.raises(UserError) as error:
+        predict(*argv)
+    assert message in str(error.value)
+
+
+def test_nothing_readable_is_an_error(predict, folder):
+    """One picture, and it is missing: the line names it, the script ends with status 2."""
+    with pytest.raises(UserError, match=r"no row could be answered; .*absent.png: no such pict"):
+        predict("--image", str(folder / "absent.png"))
+
+
+def test_a_question_of_5000_characters_keeps_its_caption(predict, folder):
+    """It is longer than the model reads; the row behind it is answered."""
+    rows = [{"image": "a.png", "question": q} for q in ("why " * 1250, "How many?")]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    long, short = predict("--questions", str(folder / "rows.jsonl"))
+    assert long["caption"] == short["caption"]
+    assert long["answer"] is None
+    assert "shorten the question" in long["error"]
+    assert short["answer"]
+    assert "error" not in short
+
+
+def test_without_weights_the_two_commands_are_named(tmp_path, folder):
+    flags = ["--image", str(folder / "a.png"), "--model", "org/absent"]
+    with pytest.raises(MissingError) as missing:
+        main(parse_options(PredictOptions, description="", argv=flags))
+    assert "python -m shared.download org/absent" in str(missing.value)
+    assert "--toy" in str(missing.value)
+
+
+def test_dry_run_loads_no_weights(predict, folder, monkeypatch, capsys):
+    from transformers import Blip2ForConditionalGeneration
+
+    monkeypatch.setattr(blip2, "load_blip2", never)
+    monkeypatch.setattr(Blip2ForConditionalGeneration, "from_pretrained", never)
+    flags = ["--image", str(folder / "a.png"), "--question", "How many?", "--dry_run"]
+    main(parse_options(PredictOptions, description="", argv=flags))  # the real model's plan
+    said = capsys.readouterr().out
+    assert "3, 224, 224) -> 32 image tokens" in said
+    assert "Question: How many? Answer:" in said
+    assert "memory:" in said
+    assert "24 GB: " in said
+
+
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("weights were loaded")
+
+
+@pytest.mark.slow
+def test_the_script_runs_from_the_root_and_from_its_folder_alike(tiny_blip2_opt, tmp_path):
+    """Given paths count from where the user stands, the script's own from its folder."""
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    flags = ["--image", str(tmp_path / "a.png"), "--model", str(tiny_blip2_opt), "--greedy"]
+    said = []
+    for folder, script in ((REPO_ROOT, "blip2_qlora/predict.py"), (BASELINE.parent, "predict.py")):
+        done = subprocess.run(
+            [sys.executable, script, *flags], cwd=folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Warning" not in done.stderr
+        said.append(done.stdout)
+    assert said[0] == said[1]
+    assert json.loads(said[0])["caption"]
