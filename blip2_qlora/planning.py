@@ -49,6 +49,23 @@ def count_parameters(config: Blip2Config) -> dict[str, int]:
     return counts
 
 
+def quantizable_parameters(config: Blip2Config) -> int:
+    """Weights that NF4 or int8 packs: the language model's linear layers without their biases.
+
+    Its head and embeddings stay as they are, and so does T5's `wo` (transformers' modeling_t5.py,
+    _keep_in_fp32_modules).
+    """
+    from transformers import Blip2ForConditionalGeneration
+
+    with torch.device("meta"):
+        model = Blip2ForConditionalGeneration(config)
+    return sum(
+        module.weight.numel()
+        for name, module in model.language_model.named_modules()
+        if isinstance(module, nn.Linear) and not name.endswith(("lm_head", ".wo"))
+    )
+
+
 def lora_parameters(config: Blip2Config, rank: int, targets: str) -> int:
     """LoRA weights over the linear layers whose names `targets` matches: rank x (in + out) each."""
     from transformers import Blip2ForConditionalGeneration
@@ -90,7 +107,9 @@ def estimate_memory(
     per_token = 34 * width / 2 + 18 * 4 if n_trainable else 2 * width * num_beams
     patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2 + 1
     vision = pictures * patches * config.vision_config.intermediate_size * 4 * width
-    weights = weight_bytes(count_parameters(config), ("language model",), quantization, width)
+    packed = quantizable_parameters(config)
+    counts = {"packed": packed, "rest": sum(count_parameters(config).values()) - packed}
+    weights = weight_bytes(counts, ("packed",), quantization, width)
     return MemoryEstimate(
         weights=weights / GIB,
         trainable=n_trainable * 16 / GIB,
