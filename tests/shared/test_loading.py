@@ -1,0 +1,502 @@
+"""From a name to a model: what is refused, what is quantised, and which adapter fits which base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from blip2_qlora.blip2 import (
+    COMPONENTS,
+    LORA_TARGETS,
+    Blip2Answerer,
+    Decoding,
+    load_blip2,
+    read_config,
+)
+from blip2_qlora.planning import count_parameters, estimate_memory, quantizable_parameters
+from shared import loading
+from shared.loading import (
+    GIB,
+    MemoryEstimate,
+    adapter_fingerprint,
+    fingerprint,
+    model_folder,
+    pick_device,
+    pick_dtype,
+    quantization_config,
+    trainable_report,
+    weight_bytes,
+)
+from shared.options import MissingError, ModelOptions, UserError, write_json
+
+WEIGHTS = "model.safetensors"
+ADAPTER = "adapter_model.safetensors"
+
+
+def load(folder: Path, adapter: Path | None = None, **options: Any):
+    return load_blip2(
+        ModelOptions(model=str(folder), device="cpu", **options), adapter and str(adapter)
+    )
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to))
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(path: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    weights = load_file(path)
+    edit(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def answers(model, processor, pictures) -> list[str]:
+    answerer = Blip2Answerer(model, processor, Decoding(num_beams=1))
+    prompts = ["Question: what color is the circle? Answer:", "Question: how many? Answer:"]
+    features = answerer.encode_images(pictures)
+    found = answerer.answer(features, [0, 1, 2, 0, 1, 2], [p for p in prompts for _ in range(3)])
+    return [answer.raw_output for answer in found]
+
+
+# Where a model is
+
+
+def test_a_missing_model_names_both_commands():
+    with pytest.raises(MissingError) as missing:
+        model_folder("Salesforce/blip2-of-nobody")
+    what, real, toy = str(missing.value).splitlines()
+    assert what == "the model Salesforce/blip2-of-nobody is not on this machine."
+    assert "python -m shared.download Salesforce/blip2-of-nobody" in real
+    assert "--toy" in toy
+
+
+def test_a_folder_without_config_is_named(tmp_path):
+    """Usually the folder above the right one, or a run folder."""
+    with pytest.raises(UserError, match=r"no config.json in it, so it is not a model folder"):
+        model_folder(str(tmp_path))
+
+
+def test_a_downloaded_hub_id_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "DATA_ROOT", tmp_path)
+    folder = tmp_path / "models" / "org" / "name"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert model_folder("org/name") == folder
+    assert model_folder(str(folder)) == folder
+
+
+def test_a_path_that_is_no_hub_id_is_not_looked_up():
+    """`../x` and absolute paths would be refused by the Hub's own check with another error."""
+    for name in ("../somewhere", "/nowhere/at/all", "a/b/c", "nothing"):
+        with pytest.raises(MissingError):
+            model_folder(name)
+
+
+def test_another_kind_of_model_is_named(tiny_blip2_opt, tmp_path):
+    folder = copy_of(tiny_blip2_opt, tmp_path / "m")
+    edit_json(folder / "config.json", model_type="blip")
+    with pytest.raises(UserError, match="a blip model; this experiment needs a BLIP-2"):
+        load(folder)
+
+
+# Device and dtype
+
+
+class FakeCuda:
+    """A machine with `count` GPUs that compute in bfloat16 or don't."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int, bf16: bool = True) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: bf16)
+
+
+def test_auto_takes_the_gpu_when_there_is_one(monkeypatch):
+    FakeCuda(monkeypatch, 0)
+    assert pick_device("auto") == torch.device("cpu")
+    FakeCuda(monkeypatch, 2)
+    assert pick_device("auto") == torch.device("cuda")
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+
+
+def test_absent_devices_are_named(monkeypatch):
+    FakeCuda(monkeypatch, 0)
+    with pytest.raises(UserError, match=r"--device cuda: this torch sees no GPU; .*shared.doctor"):
+        pick_device("cuda")
+    FakeCuda(monkeypatch, 1)
+    with pytest.raises(UserError, match=r"--device cuda:1: this machine has 1 GPU"):
+        pick_device("cuda:1")
+    with pytest.raises(UserError, match=r"--device gpu: not a device name \(auto, cpu, cuda"):
+        pick_device("gpu")
+
+
+@pytest.mark.parametrize(
+    ("requested", "device", "bf16", "expected"),
+    [
+        ("auto", "cpu", True, torch.float32),
+        ("auto", "cuda", True, torch.bfloat16),
+        ("auto", "cuda", False, torch.float16),
+        ("bfloat16", "cpu", False, torch.bfloat16),
+        ("float32", "cuda", True, torch.float32),
+        ("float16", "cuda", True, torch.float16),
+    ],
+)
+def test_dtype_rules(monkeypatch, requested, device, bf16, expected):
+    FakeCuda(monkeypatch, 1, bf16)
+    assert pick_dtype(requested, torch.device(device)) == expected
+
+
+# Weights
+
+
+def test_a_truncated_weight_file_is_named(tiny_blip2_opt, tmp_path):
+    """A download that stopped used to end in a SafetensorError with a traceback."""
+    folder = copy_of(tiny_blip2_opt, tmp_path / "m")
+    content = (folder / WEIGHTS).read_bytes()
+    for kept in (len(content) // 2, 20, 0):
+        (folder / WEIGHTS).write_bytes(content[:kept])
+        with pytest.raises(UserError, match=r"broken or incomplete .*download the model again"):
+            load(folder)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(UserError, match="the model cannot be loaded"):
+        load(folder)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_weight_that_is_not_in_the_files_is_an_error(tiny_blip2_opt, tmp_path, quantization):
+    """transformers fills it with random numbers and warns; the figures would be garbage."""
+    folder = copy_of(tiny_blip2_opt, tmp_path / "m")
+    name = "language_model.model.decoder.layers.1.fc1.weight"
+    edit_weights(folder / WEIGHTS, lambda weights: weights.pop(name))
+    with pytest.raises(UserError, match=rf"1 weights are not in its files \({name}.*random"):
+        load(folder, quantization=quantization)
+
+
+def test_a_weight_of_another_shape_is_an_error(tiny_blip2_opt, tmp_path):
+    folder = copy_of(tiny_blip2_opt, tmp_path / "m")
+    name = "language_model.model.decoder.layers.1.fc1.weight"
+    edit_weights(
+        folder / WEIGHTS, lambda weights: weights.update({name: weights[name][:5].contiguous()})
+    )
+    with pytest.raises(UserError, match="the model cannot be loaded"):
+        load(folder)
+
+
+def test_pickled_weights_are_not_read(tiny_blip2_opt, tmp_path):
+    """Unpickling a stranger's file runs its code."""
+    folder = copy_of(tiny_blip2_opt, tmp_path / "m")
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(UserError, match=r"no file named model.safetensors"):
+        load(folder)
+
+
+def test_a_model_s_own_code_is_not_run(tiny_blip2_opt, tmp_path):
+    folder = copy_of(tiny_blip2_opt, tmp_path / "m")
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    edit_json(folder / "config.json", auto_map={"AutoConfig": "own.C", "AutoModel": "own.M"})
+    load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_processor_that_is_missing_is_named(tiny_blip2_opt, tmp_path):
+    folder = copy_of(tiny_blip2_opt, tmp_path / "m")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="the processor cannot be loaded"):
+        load(folder)
+
+
+# 4 and 8 bit
+
+
+def quantised_layers(model: torch.nn.Module) -> set[str]:
+    import bitsandbytes
+
+    kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+    return {name for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def exact_count(layer: torch.nn.Module) -> int:
+    return layer.in_features * layer.out_features
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantised_models_answer_on_a_cpu(tiny_blip2, pictures, quantization, caplog):
+    """And only the language model's linear layers are quantised, its head and the rest are not.
+
+    transformers leaves T5's `wo` as it is (modeling_t5.py, _keep_in_fp32_modules).
+    """
+    model, processor = load(tiny_blip2, quantization=quantization)
+    found = answers(model, processor, pictures)
+    assert caplog.text == ""  # 8-bit layers used to write a line at every call
+    assert len(found) == 6
+    assert all(found)
+    assert len(set(found)) > 2  # the pictures matter still
+    linear = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and "language_model." in name
+        and not name.endswith(("lm_head", ".wo"))
+    }
+    assert quantised_layers(model) == linear
+    assert len(linear) >= 12
+    assert sum(exact_count(model.get_submodule(name)) for name in linear) == (
+        quantizable_parameters(model.config)  # what --dry_run reckons with
+    )
+    for name, parameter in model.named_parameters():
+        if not any(name.startswith(layer) for layer in linear):
+            assert parameter.dtype == torch.float32, name
+
+
+def test_nf4_is_double_quantised_and_near_its_original(tiny_blip2_opt):
+    """QLoRA, section 3: 4-bit NormalFloat, its constants quantised once more."""
+    import bitsandbytes
+
+    exact, _ = load(tiny_blip2_opt)
+    model, _ = load(tiny_blip2_opt, quantization="nf4")
+    name = "language_model.model.decoder.layers.0.fc1"
+    weight = model.get_submodule(name).weight
+    assert weight.quant_state.quant_type == "nf4"
+    assert weight.quant_state.nested
+    back = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+    original = exact.get_submodule(name).weight
+    assert 0 < float(((back - original).norm() / original.norm()).detach()) < 0.15
+
+
+def test_no_layer_repacks_itself_in_an_evaluation(tiny_blip2_opt):
+    """bitsandbytes 0.50 does on CPUs with AVX512-BF16, and then has no gradients any more."""
+    model, _ = load(tiny_blip2_opt, quantization="nf4")
+    layers = [model.get_submodule(name) for name in quantised_layers(model)]
+    flags = [getattr(layer, "support_avx512bf16_for_cpu", False) for layer in layers]
+    assert flags == [False] * len(layers)
+
+
+def test_missing_bitsandbytes_says_what_to_use(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match=r"pip install bitsandbytes, or use --quantization none"):
+        quantization_config("nf4", torch.float32, ())
+    assert quantization_config("none", torch.float32, ()) is None
+
+
+# What fits
+
+
+def test_weight_bytes_by_hand():
+    counts = {"language model": 1000, "vision tower": 10}
+    sizes = {q: weight_bytes(counts, ("language model",), q, 2) for q in ("none", "int8", "nf4")}
+    # 2 bytes each; 1 byte and 2 bytes; 4.127 bits and 2 bytes
+    assert sizes == {"none": 2020, "int8": 1020, "nf4": pytest.approx(515.875 + 20)}
+
+
+def test_what_fits_by_hand():
+    """A card of 8 GB is taken for 7.6 GiB usable: 95 %."""
+    fits = MemoryEstimate(weights=4.0, trainable=1.5, activations=1.0)
+    assert fits.total == 7.5
+    assert "about 7.5 GiB (weights 4.0, training state 1.5, activations 1.0, overhead 1.0)" in str(
+        fits
+    )
+    assert str(fits).endswith("8 GB: fits, 16 GB: fits, 24 GB: fits")
+    tight = MemoryEstimate(weights=4.0, trainable=1.5, activations=1.2)
+    assert str(tight).endswith("8 GB: does not fit, 16 GB: fits, 24 GB: fits")
+    large = MemoryEstimate(weights=30, trainable=0, activations=0)
+    assert str(large).count("does not fit") == 3
+
+
+def test_the_estimate_of_the_real_model_by_hand():
+    """blip2-opt-2.7b, 3.745 B weights. OPT has 32 layers of width 2560 with 12 x 2560² in linear
+    layers: 2.517 B in NF4 at 4.127 bits; the rest, embeddings and all, in bfloat16."""
+    config = read_config("Salesforce/blip2-opt-2.7b")
+    common = {"quantization": "nf4", "dtype": torch.bfloat16, "text_tokens": 16}
+    answering = estimate_memory(config, pictures=0, questions=10, num_beams=5, **common)
+    packed = 32 * 12 * 2560**2
+    rest = 3.745e9 - packed
+    assert answering.weights == pytest.approx((packed * 4.127 / 8 + rest * 2) / GIB, rel=1e-3)
+    assert answering.trainable == 0
+    # key-value cache: 10 questions x 48 tokens x 5 beams x 2 x 2560 x 2 bytes x 32 layers
+    assert answering.activations == pytest.approx(10 * 48 * 5 * 2 * 2560 * 2 * 32 / GIB)
+    training = estimate_memory(config, pictures=0, questions=10, n_trainable=10**8, **common)
+    assert training.trainable == pytest.approx(16e8 / GIB)  # fp32 weight, gradient, two moments
+    # 34 bytes a width and layer, and LoRA's 18 values in fp32
+    assert training.activations == pytest.approx(10 * 48 * (34 + 18 * 4) * 2560 * 32 / GIB)
+
+
+def test_parameters_are_counted_per_component_also_in_4_bit(tiny_blip2_opt):
+    """4-bit weights are stored two to a byte; they used to be counted as half."""
+    exact, _ = load(tiny_blip2_opt)
+    packed, _ = load(tiny_blip2_opt, quantization="nf4")
+    for model in (exact, packed):
+        model.requires_grad_(False)
+        model.query_tokens.requires_grad_(True)
+    counted = trainable_report(exact, COMPONENTS)
+    assert counted == trainable_report(packed, COMPONENTS)
+    assert {name: c["parameters"] for name, c in counted.items()} == count_parameters(exact.config)
+    assert {name for name, c in counted.items() if c["trainable"]} == {"query tokens"}
+    assert counted["query tokens"] == {"parameters": 4 * 64, "trainable": 4 * 64}
+
+
+# Fingerprints
+
+
+def test_a_copy_has_the_same_fingerprint(tiny_blip2_opt, tmp_path):
+    folder = copy_of(tiny_blip2_opt, tmp_path / "m")
+    edit_json(folder / "config.json", transformers_version="4.0", dtype="bfloat16")
+    (folder / "README.md").write_text("a model card")
+    assert fingerprint(folder) == fingerprint(tiny_blip2_opt)
+
+
+def test_another_base_has_another_fingerprint(tiny_blip2_opt, tmp_path):
+    folder = copy_of(tiny_blip2_opt, tmp_path / "m")
+
+    def nudge(weights: dict[str, torch.Tensor]) -> None:
+        weights["vision_model.post_layernorm.bias"][-1] += 1e-3
+
+    edit_weights(folder / WEIGHTS, nudge)
+    assert fingerprint(folder) != fingerprint(tiny_blip2_opt)
+    other = copy_of(tiny_blip2_opt, tmp_path / "config_differs")
+    edit_json(other / "config.json", num_query_tokens=5)
+    assert fingerprint(other) != fingerprint(tiny_blip2_opt)
+
+
+def test_a_large_base_that_differs_late_has_another_fingerprint(tmp_path):
+    """A base with a merged adapter starts with the same embeddings; the first mebibyte was read."""
+    folders = []
+    for name, late in (("base", 0.0), ("merged", 1.0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        tensors = {
+            "a_embedding": torch.zeros(6 * 1024**2, dtype=torch.int8),
+            "b_layers": torch.full((3 * 1024**2,), late),
+        }
+        save_file(tensors, folder / WEIGHTS)
+        folders.append(folder)
+    assert fingerprint(folders[0]) != fingerprint(folders[1])
+
+
+# Adapters
+
+
+@pytest.fixture(scope="module")
+def plain_adapter(tiny_blip2_opt, tmp_path_factory) -> Path:
+    """A PEFT folder as other programs write it: no manifest, no processor."""
+    from peft import LoraConfig, get_peft_model
+
+    model, _ = load(tiny_blip2_opt)
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=LORA_TARGETS["opt"]))
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_()
+    folder = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_plain_peft_folder_loads_with_a_warning(tiny_blip2_opt, plain_adapter, pictures):
+    base = answers(*load(tiny_blip2_opt), pictures)
+    with pytest.warns(UserWarning, match="has no manifest of this project"):
+        tuned = load(tiny_blip2_opt, plain_adapter)
+    assert answers(*tuned, pictures) != base
+
+
+def test_an_adapter_of_this_base_loads_silently(tiny_blip2_opt, plain_adapter, tmp_path, recwarn):
+    folder = copy_of(plain_adapter, tmp_path / "a")
+    manifest = {"base_model": "x", "base_fingerprint": fingerprint(tiny_blip2_opt)}
+    write_json(folder / "manifest.json", manifest)
+    model, _ = load(tiny_blip2_opt, folder)
+    assert not [w for w in recwarn if "manifest" in str(w.message)]
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_an_adapter_of_another_base_is_refused(tiny_blip2_opt, plain_adapter, tmp_path):
+    """Same architecture, other weights: it would load, and answer nonsense."""
+    folder = copy_of(plain_adapter, tmp_path / "a")
+    manifest = {"base_model": "Salesforce/blip2-opt-2.7b-coco", "base_fingerprint": "0123abcd"}
+    write_json(folder / "manifest.json", manifest)
+    with pytest.raises(UserError, match=r"trained on Salesforce/blip2-opt-2.7b-coco .*0123abcd"):
+        load(tiny_blip2_opt, folder)
+
+
+def bad_adapter(tmp_path: Path, plain: Path, edit: Callable[[Path], Any]) -> Path:
+    folder = copy_of(plain, tmp_path / "a")
+    edit(folder)
+    return folder
+
+
+def widen(weights: dict[str, torch.Tensor]) -> None:
+    name = next(key for key in weights if key.endswith("fc1.lora_A.weight"))
+    weights[name] = torch.zeros(4, 96)
+
+
+def rename(weights: dict[str, torch.Tensor]) -> None:
+    for name in [key for key in weights if "layers.1." in key]:
+        weights[name.replace("layers.1.", "layers.31.")] = weights.pop(name)
+
+
+def lose(weights: dict[str, torch.Tensor]) -> None:
+    weights.pop(next(key for key in weights if key.endswith("fc1.lora_B.weight")))
+
+
+def full_head(weights: dict[str, torch.Tensor]) -> None:
+    weights["base_model.model.language_model.lm_head.weight"] = torch.zeros(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda a: edit_weights(a / ADAPTER, widen), "fc1 was trained for width 96, this base has"),
+        (lambda a: edit_weights(a / ADAPTER, rename), r"no layer .* fits its .*layers.31"),
+        (lambda a: edit_weights(a / ADAPTER, lose), r"1 matrices are not in its file \(.*lora_B"),
+        (lambda a: edit_weights(a / ADAPTER, full_head), "no layer .* fits its .*lm_head.weight"),
+        (lambda a: (a / ADAPTER).write_bytes(b"cut"), f"{ADAPTER}: cannot be read"),
+        (lambda a: (a / ADAPTER).unlink(), f"{ADAPTER}: cannot be read"),
+        (lambda a: (a / "adapter_config.json").unlink(), "no adapter_config.json in it"),
+        (lambda a: (a / "adapter_config.json").write_text("{"), "peft cannot load it"),
+        (lambda a: edit_json(a / "adapter_config.json", r=8), "peft cannot load it"),
+        (lambda a: edit_json(a / "adapter_config.json", peft_type="?"), "peft cannot load it"),
+    ],
+    ids=[
+        "another width", "layers that don't exist", "half a pair", "a full weight", "cut",
+        "no weights", "no config", "broken config", "another rank", "another method",
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*has no manifest")
+def test_adapters_that_do_not_fit_are_refused(
+    tiny_blip2_opt, plain_adapter, tmp_path, edit, message
+):
+    """Each used to be a traceback from inside peft, or (half a pair) to load without a word."""
+    with pytest.raises(UserError, match=message):
+        load(tiny_blip2_opt, bad_adapter(tmp_path, plain_adapter, edit))
+
+
+def test_an_adapter_that_is_not_there_is_named(tiny_blip2_opt, tmp_path):
+    with pytest.raises(UserError, match=r"absent: no adapter_config.json in it"):
+        load(tiny_blip2_opt, tmp_path / "absent")
+    with pytest.raises(UserError, match=r"absent: no adapter_model.safetensors"):
+        adapter_fingerprint(str(tmp_path / "absent"))
+
+
+def test_adapters_are_told_apart_by_their_weights(plain_adapter, tmp_path):
+    folder = copy_of(plain_adapter, tmp_path / "a")
+    assert adapter_fingerprint(str(folder)) == adapter_fingerprint(str(plain_adapter))
+    assert adapter_fingerprint(None) is None
+
+    def nudge(weights: dict[str, torch.Tensor]) -> None:
+        weights[max(weights)][-1, -1] += 1e-3
+
+    edit_weights(folder / ADAPTER, nudge)
+    assert adapter_fingerprint(str(folder)) != adapter_fingerprint(str(plain_adapter))
