@@ -13,6 +13,7 @@ from blip2_qlora.compare_texts import TEXTS
 from blip2_qlora.comparison import Pair, scored_data
 from blip2_qlora.runs import Run
 from shared.report import Language, Report, Section, Tile, interval, p_value, percent, points
+from shared.significance import FEW_CLUSTERS
 
 
 def make_report(
@@ -97,14 +98,14 @@ def summary(comparison: Comparison, reasons: Sequence[str], report: str, languag
 
 
 def subtitle(comparison: Comparison, words: Words) -> str:
-    parts = [
+    said = [
         f"{comparison['base']['name']} → {comparison['tuned']['name']}",
         words["questions"].format(n=comparison["n_questions"]),
         words["pictures"].format(n=comparison["n_pictures"]),
     ]
-    if comparison["metric"]:
-        parts.append(comparison["metric"])
-    return " · ".join(parts)
+    if comparison["overall"]["n"]:
+        said.append(comparison["metric"])
+    return " · ".join(said)
 
 
 def verdict(comparison: Comparison, words: Words) -> str:
@@ -127,6 +128,8 @@ def verdict(comparison: Comparison, words: Words) -> str:
     detectable = overall["minimum_detectable_difference"]
     if kind == "unclear" and detectable is not None:
         sentence += " " + words["could_see"].format(points=f"{detectable:.2f}")
+    if overall["n_pictures"] < FEW_CLUSTERS:
+        sentence += " " + words["few_pictures"].format(n=overall["n_pictures"])
     return sentence
 
 
@@ -167,8 +170,8 @@ def tiles(comparison: Comparison, words: Words) -> list[Tile]:
 
 
 def synthetic_notice(comparison: Comparison, words: Words) -> str:
-    parts = [part for part in ("data", "model") if comparison["synthetic"][part]]
-    return words[f"synthetic_{'both' if len(parts) == 2 else parts[0]}"] if parts else ""
+    toy = [part for part in ("data", "model") if comparison["synthetic"][part]]
+    return words[f"synthetic_{'both' if len(toy) == 2 else toy[0]}"] if toy else ""
 
 
 def banner(

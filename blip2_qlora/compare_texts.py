@@ -24,6 +24,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "points {interval}, p {p}.",
         "unclear": "No clear difference: {base} → {tuned}, {difference} points {interval}, p {p}.",
         "could_see": "A sample of this size reliably shows differences from {points} points up.",
+        "few_pictures": "Only {n} pictures: the intervals are too narrow.",
         "no_scores": "No question has references, so nothing is scored: the answers themselves are "
         "shown. {changed} of {n} differ.",
         "accuracy": "Accuracy",
@@ -175,6 +176,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "{interval}，p {p}。",
         "unclear": "没有明显差异：{base} → {tuned}，{difference} 个百分点 {interval}，p {p}。",
         "could_see": "这样大小的样本能可靠发现 {points} 个百分点及以上的差异。",
+        "few_pictures": "只有 {n} 张图片：区间偏窄。",
         "no_scores": "问题没有参考答案，因此不评分，只显示回答本身。{n} 个中有 {changed} 个不同。",
         "accuracy": "准确率",
         "interval_note": "95 % 区间 {interval}",

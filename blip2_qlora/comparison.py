@@ -67,7 +67,8 @@ def read_predictions(file: Path) -> Run:
     Raises UserError naming the line that is no such row.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        # not splitlines(): an answer may hold U+2028, which JSON leaves as it is
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error
     records: dict[str, dict[str, Any]] = {}
@@ -110,7 +111,7 @@ def reasons_against(base: Run, tuned: Run) -> list[str]:
         ("references", "references"),
         ("picture", "image"),
     ):
-        differing = [p.sample_id for p in pairs if p.base[key] != p.tuned[key]]
+        differing = [p.sample_id for p in pairs if p.base.get(key) != p.tuned.get(key)]
         if differing:
             reasons.append(
                 f"{name}: not the same for {len(differing)} questions, the first {differing[0]}"

@@ -45,7 +45,7 @@ PAGE_TEXTS: dict[str, dict[str, str]] = {
         "clipped": "… ({n} characters)",
     },
     "zh": {
-        "synthetic": "合成数据",
+        "synthetic": "SYNTHETIC 合成",
         "copy": "复制",
         "copied": "已复制",
         "copy_failed": "请按 Ctrl+C",

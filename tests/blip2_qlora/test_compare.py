@@ -338,6 +338,7 @@ def test_page_escapes_answers_and_carries_notices(report) -> None:
     assert SCRIPT not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "SYNTHETIC" in page
+    assert "Only 4 pictures: the intervals are too narrow." in page
     assert "30.00\u00a0%" in page  # the blind baseline
     assert "row 7: nine answers" in page
     for published in ("GT-Vision-Lab/VQA", "LAVIS", "lmms-eval"):
@@ -368,7 +369,7 @@ def test_chinese_page_and_summary(report, capsys: pytest.CaptureFixture[str]) ->
     page = report(language="zh")
     assert '<html lang="zh-CN">' in page
     assert "微调前后对比" in page
-    assert "合成数据" in page
+    assert "玩具数据和玩具模型" in page
     assert "报告：" in capsys.readouterr().out
 
 
@@ -475,9 +476,18 @@ def test_predictions_of_other_pictures_are_refused(tmp_path: Path, report) -> No
 
 
 def test_the_same_question_twice_is_two_rows(tmp_path: Path) -> None:
-    rows = [prediction("1.jpg", "What?", "cat"), prediction("1.jpg", "What?", "dog")]
-    run = read_predictions(write_rows(tmp_path / "twice.jsonl", rows))
-    assert [row["answer"] for row in run.records.values()] == ["cat", "dog"]
+    rows = [prediction("1.jpg", "What?", "cat"), prediction("1.jpg", "What?", "d\u2028og")]
+    file = tmp_path / "twice.jsonl"
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    file.write_text("".join(lines), encoding="utf-8")
+    run = read_predictions(file)
+    assert [row["answer"] for row in run.records.values()] == ["cat", "d\u2028og"]
+
+
+def test_files_of_a_toy_model_keep_its_notice(tmp_path: Path, report) -> None:
+    rows = [prediction("1.jpg", "What?", "cat", synthetic=True)]
+    file = str(write_rows(tmp_path / "toy.jsonl", rows))
+    assert "SYNTHETIC" in report(base=file, tuned=file)
 
 
 def test_what_is_no_row_of_predict_is_named(tmp_path: Path) -> None:

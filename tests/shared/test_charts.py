@@ -11,7 +11,7 @@ from PIL import Image
 
 from shared import charts
 
-HOSTILE = ["颜色 是什么", "emoji 😀", "$\\frac{", "long " * 20, ""]
+HOSTILE = ["颜色 是什么", "emoji 😀", "$\\frac{$", "long " * 20, ""]
 
 
 def estimates(n: int) -> list[dict]:

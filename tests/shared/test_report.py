@@ -104,7 +104,7 @@ def test_chinese_page() -> None:
     assert PAGE_TEXTS["en"].keys() == PAGE_TEXTS["zh"].keys()
     page = render(sample_report(language="zh", synthetic="玩具"))
     assert '<html lang="zh-CN">' in page
-    assert "合成数据" in page
+    assert "<strong>SYNTHETIC 合成</strong> 玩具" in page
     assert PAGE_TEXTS["zh"]["no_picture"] in page
 
 
