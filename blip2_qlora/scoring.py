@@ -93,6 +93,9 @@ def score_run(records: Sequence[Record], *, expected: int) -> tuple[list[dict], 
     clusters = [row["image_id"] for row in with_score]
     official = [row for row in with_score if row["scores"][HEADLINE] is not None]
     is_official = len(official) == len(with_score) > 0
+    if not is_official:  # rows with ten answers among others: one metric for all of them
+        for row in with_score:
+            row["score"] = row["exact_match"]
     ok = {record["sample_id"] for record in records if record["status"] == "ok"}
     answered = [row for row in with_score if row["sample_id"] in ok]
     metrics: dict[str, Any] = {
