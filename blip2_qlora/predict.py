@@ -5,7 +5,8 @@
     python blip2_qlora/predict.py --images folder/ --output captions.jsonl
     python blip2_qlora/predict.py --questions blip2_qlora/data/tiny.jsonl --toy
 
-Prints one JSON line a question with `image_path, caption, question, answer` (and the confidence);
+Prints one JSON line a question with `image_path, caption, question, answer`, the confidence, and
+`synthetic` where model or pictures are;
 `--output` also writes them to a file. A picture that cannot be read gives a line with `error`.
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 
 from blip2_qlora.settings import TOY_MODEL, AskingOptions
 from shared.images import list_images
-from shared.options import ToyOptions, UserError, guarded, parse_options
+from shared.options import ToyOptions, UserError, guarded, manifest_value, parse_options
 from shared.vqav2 import Question, QuestionSet, load_rows
 
 BASELINE = Path(__file__).with_name("baseline_images") / "questions.jsonl"
@@ -58,8 +59,11 @@ def main(options: PredictOptions) -> None:
     from blip2_qlora.blip2 import load_blip2
 
     model, processor = load_blip2(options, options.adapter)
+    synthetic = manifest_value(options.model, "synthetic") or rows_are_drawn(options)
     lines = []
     for line in predict(model, processor, rows.questions, options):
+        if synthetic:  # so that nobody takes these words for a real model's, or about real pictures
+            line["synthetic"] = True
         lines.append(line)
         print(json.dumps(line, ensure_ascii=False))
     if options.output:
@@ -92,6 +96,11 @@ def print_plan(options: PredictOptions, rows: QuestionSet) -> None:
         batch=min(options.batch_size, len(rows.questions)),
     )
     print("\n".join(plan))
+
+
+def rows_are_drawn(options: PredictOptions) -> bool:
+    """Whether the ten drawn baseline pictures are looked at."""
+    return not (options.image or options.images or options.questions)
 
 
 def rows_to_answer(options: PredictOptions) -> QuestionSet:

@@ -18,6 +18,8 @@ from shared.significance import PairedComparison, compare_paired
 # What may differ between a base and a tuned run of one comparison, besides RESULT_NEUTRAL.
 ADAPTER = {"adapter", "adapter_fingerprint"}
 FREE = RESULT_NEUTRAL | ADAPTER | {"model", "model_fingerprint", "revision", "device"}
+# Options whose effect is recorded elsewhere and compared there: in `asked`, `compute_dtype`, the ids.
+RAW = {"preset", "prompt", "greedy", "dtype", "limit"}
 NAMES = {  # config key -> what a reader calls it
     "asked": "prompt or decoding",
     "compute_dtype": "dtype",
@@ -50,8 +52,8 @@ def read_run(folder: Path) -> Run:
                 "the same evaluate.py command goes on with an unfinished one"
             )
     try:
-        lines = (folder / "scored.jsonl").read_text(encoding="utf-8").splitlines()
-        scored = {row["sample_id"]: row for row in map(json.loads, lines)}
+        lines = (folder / "scored.jsonl").read_text(encoding="utf-8").split("\n")
+        scored = {row["sample_id"]: row for row in map(json.loads, filter(None, lines))}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / 'scored.jsonl'}: not rows of scores ({error})") from error
     records = read_records(folder / "predictions.jsonl")
@@ -78,7 +80,9 @@ def differences_in_kind(base: Run, tuned: Run) -> list[str]:
         )
     if base.metrics["metric"] != tuned.metrics["metric"]:
         reasons.append(f"protocol: {base.metrics['metric']} against {tuned.metrics['metric']}")
-    for key in sorted((base.config.keys() | tuned.config.keys()) - FREE):
+    own_pictures = base.config.get("pictures") == tuned.config.get("pictures") == "own"
+    ignored = FREE | RAW | ({"seed"} if own_pictures else set())  # else the seed deals the pictures
+    for key in sorted((base.config.keys() | tuned.config.keys()) - ignored):
         ours, theirs = base.config.get(key), tuned.config.get(key)
         if ours != theirs:
             reasons.append(f"{NAMES.get(key, key)}: {ours!r} against {theirs!r}")

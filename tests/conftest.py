@@ -15,10 +15,10 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-WORDS = (
-    "Question : Short Answer answer ? what color is the shape how many are there a red blue green "
-    "circle square star yes no 0 1 2 3 picture of and one two"
-).split()
+WORDS = """
+Question : Short Answer answer ? what color is the shape how many are there a red blue green circle
+square star yes no 0 1 2 3 picture of and one two
+"""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,7 +42,7 @@ def build_tiny_blip2(folder: Path, kind: str, seed: int = 0) -> Path:
     )
 
     specials = ["<s>", "<pad>", "</s>", "<unk>"]
-    vocabulary = {word: i for i, word in enumerate([*specials, *dict.fromkeys(WORDS)])}
+    vocabulary = {word: i for i, word in enumerate([*specials, *dict.fromkeys(WORDS.split())])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]

@@ -21,8 +21,13 @@ def test_the_range_of_torch_is_that_of_pyproject(version, kept):
 
 @pytest.mark.parametrize(
     ("printed", "status", "kept"),
-    [("2.12.0+cu130 1", 0, "2.12.0+cu130"), ("2.12.0 0", 0, None), ("2.4.0 1", 0, None), ("", 1, None)],
-)  # fmt: skip
+    [
+        ("2.12.0+cu130 1", 0, "2.12.0+cu130"),
+        ("2.12.0 0", 0, None),
+        ("2.4.0 1", 0, None),
+        ("", 1, None),
+    ],
+)
 def test_only_a_torch_that_sees_cuda_is_kept(monkeypatch, printed, status, kept):
     answer = SimpleNamespace(returncode=status, stdout=printed)
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: answer)
