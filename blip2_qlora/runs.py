@@ -18,7 +18,7 @@ from shared.significance import PairedComparison, compare_paired
 # What may differ between a base and a tuned run of one comparison, besides RESULT_NEUTRAL.
 ADAPTER = {"adapter", "adapter_fingerprint"}
 FREE = RESULT_NEUTRAL | ADAPTER | {"model", "model_fingerprint", "revision", "device"}
-# Options whose effect is recorded elsewhere and compared there: in `asked`, `compute_dtype`, the ids.
+# Options whose effect is compared where it is recorded: `asked`, `compute_dtype`, the ids.
 RAW = {"preset", "prompt", "greedy", "dtype", "limit"}
 NAMES = {  # config key -> what a reader calls it
     "asked": "prompt or decoding",
