@@ -1,0 +1,217 @@
+"""The page: ask a BLIP-2 about a picture before and after QLoRA, and browse a finished comparison.
+
+One base model is loaded; PEFT's `disable_adapter` gives the base's answer, then the same weights
+with the adapter answer. A lock holds both answers of one visitor together, so nobody is answered
+with somebody else's adapter state.
+
+    python blip2_qlora/demo.py --toy --adapter outputs/blip2_qlora/quickstart_qlora/adapter
+    python blip2_qlora/demo.py --adapter outputs/blip2_qlora/RUN/adapter --quantization nf4
+    python blip2_qlora/demo.py --language zh --comparison outputs/blip2_qlora/quickstart_report
+    python blip2_qlora/demo.py --toy --dry_run
+
+Reads a model, an adapter folder, run folders of evaluate.py. Writes nothing; uploaded pictures lie
+in the system's temporary folder for at most an hour or two.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blip2_qlora.browsing import chosen_runs
+from blip2_qlora.comparison import locate
+from blip2_qlora.demo_pages import draw_page
+from blip2_qlora.demo_texts import TITLE
+from blip2_qlora.settings import RUNS, TOY_MODEL, AskingOptions
+from shared.gradio_parts import LaunchOptions, bilingual_page, check_address, serve
+from shared.loading import model_folder
+from shared.options import (
+    ToyOptions,
+    guarded,
+    manifest_value,
+    parse_options,
+    portable_path,
+    read_json,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from blip2_qlora.blip2 import Preset
+    from shared.answering import Answer
+
+CSS_FILE = Path(__file__).with_name("demo.css")
+CAPTION_MAX_TOKENS = 30  # BLIP-2's zero-shot captions: 5 beams, at most 30 tokens (LAVIS)
+
+
+@dataclass
+class DemoOptions(AskingOptions, LaunchOptions, ToyOptions):
+    """What the page shows"""
+
+    caption_min_tokens: int = field(
+        default=8, metadata={"help": "shortest caption (LAVIS: 8 on COCO)"}
+    )
+    comparison: str | None = field(
+        default=None, metadata={"help": "folder written by compare.py: its two runs are browsed"}
+    )
+    base_run: str | None = field(
+        default=None, metadata={"help": "run folder of evaluate.py (default: make quickstart's)"}
+    )
+    tuned_run: str | None = field(default=None, metadata={"help": "the same, with an adapter"})
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one model said about a picture; `seconds` is the time of both answers."""
+
+    caption: Answer
+    answer: Answer
+    seconds: float
+
+
+class Asker:
+    """One loaded base model, asked without and with its adapter."""
+
+    def __init__(
+        self, model: Any, processor: Any, preset: Preset, *, greedy: bool, caption_min_tokens: int
+    ) -> None:
+        from blip2_qlora.blip2 import Blip2Answerer, Decoding
+
+        captions = Decoding(
+            num_beams=1 if greedy else 5,
+            length_penalty=1.0,
+            max_new_tokens=CAPTION_MAX_TOKENS,
+            min_new_tokens=caption_min_tokens,
+        )
+        self.model = model
+        self.prompt = preset.prompt
+        self.answers = Blip2Answerer(model, processor, preset.decoding)
+        self.captions = Blip2Answerer(model, processor, captions)
+        self.lock = threading.Lock()
+
+    @property
+    def has_adapter(self) -> bool:
+        return hasattr(self.model, "disable_adapter")
+
+    def ask(self, image: Image, question: str) -> list[Reply]:
+        """The base's reply and, where there is an adapter, the tuned model's."""
+        with self.lock:
+            off: AbstractContextManager = (
+                self.model.disable_adapter() if self.has_adapter else nullcontext()
+            )
+            with off:
+                replies = [self.reply(image, question)]
+            if self.has_adapter:
+                replies.append(self.reply(image, question))
+        return replies
+
+    def reply(self, image: Image, question: str) -> Reply:
+        started = time.perf_counter()
+        features = self.answers.encode_images([image])
+        (caption,) = self.captions.answer(features, [0], [""])
+        (answer,) = self.answers.answer(features, [0], [self.prompt.format(question)])
+        return Reply(caption, answer, time.perf_counter() - started)
+
+    def length(self, question: str) -> tuple[int, int]:
+        """Tokens of the prompt with this question, and how many there is room for."""
+        from blip2_qlora.blip2 import room_for_prompt
+
+        ids = self.answers.tokenizer(self.prompt.format(question))["input_ids"]
+        room = room_for_prompt(self.answers.model.config, self.answers.decoding.max_new_tokens)
+        return len(ids), room
+
+
+def main(options: DemoOptions) -> None:
+    base_run, tuned_run = chosen_runs(options.comparison, options.base_run, options.tuned_run, RUNS)
+    if options.dry_run:
+        print_plan(options, base_run, tuned_run)
+        return
+    folder = model_folder(options.model, options.revision)
+    check_address(options)
+
+    # Model
+    from blip2_qlora.blip2 import base_model, choose_preset, load_blip2
+
+    model, processor = load_blip2(options, options.adapter)
+    preset = choose_preset(base_model(model).config, options.preset, options.prompt, options.greedy)
+    asker = Asker(
+        model,
+        processor,
+        preset,
+        greedy=options.greedy,
+        caption_min_tokens=options.caption_min_tokens,
+    )
+
+    trained_on = manifest_value(options.adapter, "quantization") if options.adapter else None
+    if trained_on not in (None, options.quantization):
+        print(
+            f"note: the adapter was trained on a base with --quantization {trained_on}; with "
+            f"{options.quantization} the tuned model answers a little differently"
+        )
+
+    # Page
+    synthetic = [f for f in (folder, options.adapter) if f and manifest_value(f, "synthetic")]
+    advice = adapter_advice(options, tuned_run)
+    page = bilingual_page(
+        TITLE,
+        lambda page, language: draw_page(
+            page,
+            language,
+            asker,
+            synthetic=bool(synthetic),
+            advice=advice,
+            runs=(base_run, tuned_run),
+        ),
+        options.language,
+    )
+    serve(page, options, css=CSS_FILE.read_text(encoding="utf-8"))
+
+
+def print_plan(options: DemoOptions, base_run: Path | None, tuned_run: Path | None) -> None:
+    """--dry_run: what would be loaded and shown; no weights are loaded."""
+    from blip2_qlora.blip2 import choose_preset, read_config
+    from blip2_qlora.planning import inference_plan
+
+    config = read_config(options.model, options.revision)
+    runs = [portable_path(run) if run else "none" for run in (base_run, tuned_run)]
+    print(f"page:     http://{options.host}:{options.port}/ in {options.language}")
+    print(f"model:    {options.model}, quantization {options.quantization}")
+    print(f"adapter:  {options.adapter or 'none: only the base model answers'}")
+    print(f"browsing: {runs[0]} -> {runs[1]}")
+    plan = inference_plan(
+        config,
+        choose_preset(config, options.preset, options.prompt, options.greedy),
+        "What is in the picture?",
+        quantization=options.quantization,
+        dtype=options.dtype,
+        batch=1,
+    )
+    print("\n".join(plan))
+
+
+def adapter_advice(options: DemoOptions, tuned_run: Path | None) -> tuple[str, str]:
+    """Commands that train an adapter and that start this page with one, with the browsed run's
+    adapter where it still lies there."""
+    toy = " --toy" if options.toy else ""
+    start = "--adapter outputs/blip2_qlora/RUN/adapter"
+    config = read_json(tuned_run / "config.json") if tuned_run else {}
+    adapter = config.get("adapter")
+    if adapter and locate(adapter).is_dir():
+        start = f"--adapter {adapter} --quantization {config['quantization']}"
+    return f"python blip2_qlora/train.py{toy}", f"python blip2_qlora/demo.py{toy} {start}"
+
+
+if __name__ == "__main__":
+    guarded(
+        lambda: main(
+            parse_options(
+                DemoOptions,
+                description=__doc__.split("\n")[0],
+                toy_defaults={"model": str(TOY_MODEL), "caption_min_tokens": 1},
+            )
+        )
+    )
