@@ -112,6 +112,9 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     base_folder = model_folder(options.model, options.revision)
     if training.process_index == 0:
         start_run(folder, training_config(options, training, base_folder))
+    if (folder / "metrics.json").is_file():  # written last
+        print(f"{portable_path(folder)} is trained to its end; give another --output_dir")
+        return
 
     # Model
     from blip2_qlora.adapters import adapter_manifest, load_for_training, save_adapter

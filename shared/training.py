@@ -99,8 +99,20 @@ class VlmTrainer(Trainer):
             truncate_curve(self.folder / CURVE_FILE, after_step=-1)
         listed = self.folder / SKIPPED_FILE
         self.skipped = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+        if checkpoint is not None and 0 < self.args.max_steps <= step:
+            self._take_up_finished(checkpoint, step)  # transformers would make one step more
+            return step
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         return self.state.global_step
+
+    def _take_up_finished(self, checkpoint: Path, step: int) -> None:
+        """The weights and the last figures of a training that was stopped after its last step."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state.global_step = step
+        for row in read_curve(self.folder / CURVE_FILE):
+            if row["step"] == step and f"eval_{self.selection}" in row:
+                figures = {k: v for k, v in row.items() if k.startswith("eval_")}
+                self._latest = (step, {k.removeprefix("eval_"): v for k, v in figures.items()})
 
     # Steps
 
