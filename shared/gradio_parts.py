@@ -32,8 +32,7 @@ KEEP_UPLOADS_S = 3600  # then visitors' pictures are deleted from the disk, and 
 FONTS = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
 CSS = """.block > .html-container { padding: 0; }
 .notice { padding: 8px 14px; border-radius: 8px; background: #fff4d6; color: #6b4700; }
-.notice * { color: inherit; }
-.notice strong { letter-spacing: .05em; margin-right: .5em; }
+.notice * { color: inherit; } .notice strong { letter-spacing: .05em; margin-right: .3em; }
 .notice.stop { background: #fde8ea; color: #8f0019; overflow-wrap: anywhere; }
 """
 PARTS_TEXTS: dict[Language, dict[str, str]] = {
@@ -132,17 +131,18 @@ def error_notice(language: Language, error: Exception) -> str:
 
 def synthetic_notice(language: Language, text: str) -> str:
     """HTML that says that this is a toy. `text` goes in as it is."""
-    return f'<div class="notice"><strong>{PARTS_TEXTS[language]["synthetic"]}</strong>{text}</div>'
+    mark = PARTS_TEXTS[language]["synthetic"]
+    return f'<div class="notice"><strong>{mark}</strong> {text}</div>'
 
 
 def device_line(language: Language, device: torch.device) -> str:
     """Which device the model is on and how much memory there is."""
     texts = PARTS_TEXTS[language]
     if device.type == "cuda":
-        import torch
+        from torch import cuda
 
-        free, total = torch.cuda.mem_get_info(device)
-        name = torch.cuda.get_device_name(device)
+        free, total = cuda.mem_get_info(device)
+        name = cuda.get_device_name(device)
         return texts["gpu"].format(name=name, used=(total - free) / GIB, total=total / GIB)
     from shared.machine import available_memory
 

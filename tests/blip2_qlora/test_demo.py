@@ -522,13 +522,19 @@ def demo(
     comparison: tuple[Path, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[SimpleNamespace]:
-    """The demo as a process of its own: `address`, and the folder where uploads go."""
+    """The demo as a process of its own, its model marked synthetic.
+
+    When it is told to end, it has deleted what visitors uploaded.
+    """
+    model = tmp_path_factory.mktemp("synthetic") / "model"
+    shutil.copytree(tiny_blip2_opt, model)
+    write_json(model / "manifest.json", {"synthetic": True})
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     uploads = tmp_path_factory.mktemp("uploads")
     command = [
-        sys.executable, str(DEMO), "--model", str(tiny_blip2_opt), "--adapter", str(adapter),
+        sys.executable, str(DEMO), "--model", str(model), "--adapter", str(adapter),
         "--device", "cpu", "--port", str(port),
         "--base_run", str(comparison[0]), "--tuned_run", str(comparison[1]),
     ]  # fmt: skip
@@ -542,7 +548,7 @@ def demo(
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
-        yield SimpleNamespace(address=f"http://127.0.0.1:{port}/", uploads=uploads)
+        yield SimpleNamespace(address=f"http://127.0.0.1:{port}/")
     finally:
         process.terminate()
         process.wait(30)
@@ -591,6 +597,7 @@ def test_a_visitor_sees_both_answers(
 ) -> None:
     open_demo(chromium_page, demo.address)
     chromium_page.get_by_text("Runs on the CPU").wait_for()
+    chromium_page.get_by_text("SYNTHETIC A toy model").wait_for()
     upload(chromium_page, picture_files[0])
     chromium_page.get_by_label("Question", exact=True).fill(QUESTION)
     chromium_page.get_by_role("button", name="Ask", exact=True).click()
