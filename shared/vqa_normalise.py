@@ -1,8 +1,9 @@
 """The official VQA programs' normalisation of one answer: strip, punctuation, words.
 
 What the steps do to a text; when they are applied is the protocol's affair (`shared.vqa_score`).
-A pure function of the text, memoised: an answer such as "yes" comes back a hundred thousand times
-in one file. Run by `python -m shared.vqa_score`; reads and writes nothing.
+Pure functions of the text, memoised without a bound: an answer such as "yes" comes back a hundred
+thousand times in one file, and the distinct answers of all files fit in memory. Run by
+`python -m shared.vqa_score`; reads and writes nothing.
 
 Source of every rule: PythonEvaluationTools/vqaEvaluation/vqaEval.py at
 https://github.com/GT-Vision-Lab/VQA, commit a013f00 (11 March 2021); the steps are the same in
@@ -13,13 +14,14 @@ got after version 5.2, apart from Cherokee.
 """
 
 import re
-from functools import lru_cache
+from functools import cache
 
-_MEMO = 2**18
 # Python 2.7's Unicode 5.2 counts U+180E among the white space; the others are those of Python 3.
 _EXTRA_SPACE = "\u180e"
 _SPACE = "".join(c for c in map(chr, range(0x3001)) if c.isspace()) + _EXTRA_SPACE
-_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # not in it: ' : . & % $ # * ~ | ^ and all non-ASCII
+_PUNCTUATION = frozenset(
+    ';/[]"{}()=+\\_-><@`,?!'
+)  # not in it: ' : . & % $ # * ~ | ^ and all non-ASCII
 _DIGIT_COMMA_DIGIT = re.compile("[0-9],[0-9]")
 # Official: "(?!<=\\d)(\\.)(?!\\d)". The first group is a mistyped look-behind that always holds,
 # so "5." loses its period like any other; ".5" keeps it.
@@ -64,13 +66,13 @@ youd've:you'd've youll:you'll youre:you're youve:you've
 )
 
 
-@lru_cache(_MEMO)
+@cache
 def strip_answer(text: str) -> str:
     """Official first step: line feed and tab become a space, then the ends are cut."""
     return text.replace("\n", " ").replace("\t", " ").strip(_SPACE)
 
 
-@lru_cache(_MEMO)
+@cache
 def punctuation_step(text: str) -> str:
     """Official processPunctuation: delete or blank each listed mark, then drop periods.
 
@@ -80,8 +82,7 @@ def punctuation_step(text: str) -> str:
     delete_all = _DIGIT_COMMA_DIGIT.search(text) is not None
     replacement = {
         ord(mark): "" if delete_all or f"{mark} " in text or f" {mark}" in text else " "
-        for mark in _PUNCTUATION
-        if mark in text
+        for mark in _PUNCTUATION.intersection(text)
     }
     return _PERIOD.sub("", text.translate(replacement), count=_MAX_PERIODS)
 
@@ -106,7 +107,7 @@ def _word_step(text: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-@lru_cache(_MEMO)
+@cache
 def normalise_answer(text: str) -> str:
     """All official steps on one answer, always: strip, punctuation, then words.
 

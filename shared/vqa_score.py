@@ -21,9 +21,11 @@ only; where Python 3 would answer otherwise, here in rounding, Python 2.7 is fol
 import argparse
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -37,28 +39,33 @@ PROTOCOLS: dict[Protocol, str] = {
     "always-normalise": "lmms-eval since August 2025 (its pull request 794); LLaVA's converter",
 }
 
+_ANSWER = itemgetter("answer")
+
 
 def _matches(prediction: str, answers: Sequence[str], protocol: Protocol) -> tuple[bool, ...]:
     """Which references the prediction equals, once both are brought to the protocol's form."""
+    form = normalise_answer
     if protocol == "official-2016":
         # 458a8b2: the prediction always gets all steps. The references get the punctuation step
         # only (not even stripped), and only when the raw strings differ, so that a reference
         # "Two" can never be met.
-        prediction = normalise_answer(prediction)
-        if len(set(answers)) > 1:
-            answers = [punctuation_step(answer) for answer in answers]
+        references = list(answers)
+        if len(set(references)) > 1:
+            references = list(map(punctuation_step, references))
     else:
-        stripped = [strip_answer(answer) for answer in answers]
-        if protocol == "official-2021" and len(set(stripped)) == 1:
-            # a013f00: unanimous references are compared as they stand, case and all. Meant for
-            # text read off the picture, says the maintainer (GT-Vision-Lab/VQA issue 14).
-            prediction, answers = strip_answer(prediction), stripped
-        else:
-            prediction = normalise_answer(prediction)
-            answers = [normalise_answer(answer) for answer in stripped]
-    return tuple([answer == prediction for answer in answers])
+        references = list(map(normalise_answer, answers))
+        # Answers that are alike when stripped are alike when normalised, so most need one look.
+        if protocol == "official-2021" and len(set(references)) == 1:
+            stripped = list(map(strip_answer, answers))
+            if len(set(stripped)) == 1:
+                # a013f00: unanimous references are compared as they stand, case and all. Meant for
+                # text read off the picture, says the maintainer (GT-Vision-Lab/VQA issue 14).
+                form, references = strip_answer, stripped
+    candidate = form(prediction)
+    return tuple([reference == candidate for reference in references])
 
 
+@lru_cache(2**12)
 def _accuracy(matches: int, n: int) -> float:
     """Mean over n references of min(1, matches among the other n - 1, over 3).
 
@@ -182,35 +189,44 @@ def score_vqa(
     _check_protocol(protocol)
     asked = _rows_by_id(questions, "questions")
     annotated = _rows_by_id(annotations, "annotations")
-    for question_id, (where, question) in asked.items():
-        if question_id not in annotated:
-            raise ValueError(f"{where}: no annotation; are the two files of the same split?")
+    for question_id, question in asked.items():
+        annotation = annotated.get(question_id)
         image_id = question.get("image_id")
-        if image_id is not None and image_id != annotated[question_id][1].get("image_id", image_id):
-            raise ValueError(f"{where}: not the image_id of its annotation; of another data set?")
-    given, duplicates = _last_predictions(predictions, asked)
+        problem = None
+        if annotation is None:
+            problem = "no annotation; are the two files of the same split?"
+        elif image_id is not None and image_id != annotation.get("image_id", image_id):
+            problem = "not the image_id of its annotation; of another data set?"
+        if problem:
+            raise ValueError(f"{_where('questions', asked, question_id)}: {problem}")
+    given = _last_predictions(predictions, asked)
 
     summed: dict[int, float] = {}  # in the order of the annotations, which decides the sums
     exact: dict[int, float] = {}
-    by_type: dict[str, dict[str, list[float]]] = {"answer_type": {}, "question_type": {}}
+    by_answer_type: dict[str, list[float]] = defaultdict(list)
+    by_question_type: dict[str, list[float]] = defaultdict(list)
     answered: list[float] = []
     errors = 0
-    for question_id, (where, annotation) in annotated.items():
+    for question_id, annotation in annotated.items():
         if question_id not in asked:
             continue
-        answers = _annotators_answers(where, annotation)
-        status, prediction = given.get(question_id, ("skipped", None))
-        summed[question_id] = exact[question_id] = 0.0
+        try:
+            answers = _annotators_answers(annotation)
+        except ValueError as error:
+            where = _where("annotations", annotated, question_id)
+            raise ValueError(f"{where}: {error}") from None
+        prediction = given.get(question_id)
+        status = prediction.get("status", "ok") if prediction else "skipped"
+        value = exact[question_id] = 0.0
         if status == "ok":
-            matches = _matches(prediction, answers, protocol)
-            summed[question_id] = _accuracy_as_summed(matches)
-            exact[question_id] = _accuracy(sum(matches), len(answers))
-            answered.append(summed[question_id])
+            matches = _matches(prediction["answer"], answers, protocol)
+            value = _accuracy_as_summed(matches)
+            exact[question_id] = _accuracy(sum(matches), len(matches))
+            answered.append(value)
         errors += status == "error"
-        for key, groups in by_type.items():
-            if not isinstance(annotation.get(key), str):
-                raise ValueError(f"{where}: {key} is {_typed(annotation.get(key))}, not a string")
-            groups.setdefault(annotation[key], []).append(summed[question_id])
+        summed[question_id] = value
+        by_answer_type[annotation["answer_type"]].append(value)
+        by_question_type[annotation["question_type"]].append(value)
 
     missing = len(asked) - len(answered) - errors
     note = None
@@ -226,11 +242,11 @@ def score_vqa(
         n=len(asked),
         overall=_mean_percentage(list(summed.values())),
         overallAnswered=_mean_percentage(answered),
-        perAnswerType={k: _mean_percentage(v) for k, v in by_type["answer_type"].items()},
-        perQuestionType={k: _mean_percentage(v) for k, v in by_type["question_type"].items()},
+        perAnswerType={k: _mean_percentage(v) for k, v in by_answer_type.items()},
+        perQuestionType={k: _mean_percentage(v) for k, v in by_question_type.items()},
         missing=missing,
         errors=errors,
-        duplicates=duplicates,
+        duplicates=len(predictions) - len(given),
         unasked=len(annotated) - len(asked),
         note=note,
         perQuestion=exact,
@@ -251,10 +267,8 @@ def _typed(value: Any) -> str:
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
-def _rows_by_id(
-    data: dict[str, Any] | list[dict[str, Any]], key: str
-) -> dict[int, tuple[str, dict[str, Any]]]:
-    """{question_id: (name of the row for messages, row)} of an official file or its list."""
+def _rows_by_id(data: dict[str, Any] | list[dict[str, Any]], key: str) -> dict[int, dict[str, Any]]:
+    """{question_id: row} of an official file or the list in it, in its order."""
     if isinstance(data, dict):
         if key not in data:
             raise ValueError(
@@ -264,62 +278,78 @@ def _rows_by_id(
         data = data[key]
     if not isinstance(data, list):
         raise ValueError(f"{key}: {_typed(data)}, must be a list")
-    rows: dict[int, tuple[str, dict[str, Any]]] = {}
+    rows: dict[int, dict[str, Any]] = {}
     for i, row in enumerate(data):
-        question_id = _question_id(row, f"{key}[{i}]")
+        question_id = _question_id(row, key, i)
         if question_id in rows:
-            raise ValueError(
-                f"{key}[{i}]: question_id {question_id} again, first in {rows[question_id][0]}"
-            )
-        rows[question_id] = (f"{key}[{i}] (question_id {question_id})", row)
+            first = _where(key, rows, question_id)
+            raise ValueError(f"{key}[{i}]: question_id {question_id} again, first in {first}")
+        rows[question_id] = row
     return rows
 
 
-def _question_id(row: Any, where: str) -> int:
+def _where(key: str, rows: dict[int, Any], question_id: int) -> str:
+    """A row's name, made when there is a message: for every row it would show in the time."""
+    return f"{key}[{list(rows).index(question_id)}] (question_id {question_id})"
+
+
+def _question_id(row: Any, key: str, i: int) -> int:
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: {_typed(row)}, must be an object")
-    if "question_id" not in row:
-        raise ValueError(f"{where}: no question_id")
-    if type(row["question_id"]) is not int:  # True is an int to isinstance
-        raise ValueError(f"{where}: question_id is {_typed(row['question_id'])}, must be an int")
-    return row["question_id"]
+        raise ValueError(f"{key}[{i}]: {_typed(row)}, must be an object")
+    question_id = row.get("question_id")
+    if type(question_id) is not int:  # True is an int to isinstance
+        if "question_id" not in row:
+            raise ValueError(f"{key}[{i}]: no question_id")
+        raise ValueError(f"{key}[{i}]: question_id is {_typed(question_id)}, must be an int")
+    return question_id
 
 
-def _annotators_answers(where: str, annotation: dict[str, Any]) -> list[str]:
+def _annotators_answers(annotation: dict[str, Any]) -> list[str]:
+    """The strings of an annotation, after a look at all fields that scoring uses."""
+    for key in ("answer_type", "question_type"):
+        if not isinstance(annotation.get(key), str):
+            raise ValueError(f"{key} is {_typed(annotation.get(key))}, must be a string")
     answers = annotation.get("answers")
     if not isinstance(answers, list) or not answers:
-        raise ValueError(f"{where}: no answers")
-    texts = [entry.get("answer") if isinstance(entry, dict) else None for entry in answers]
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(
-                f'{where}: answers[{i}] is {_typed(answers[i])}, must be {{"answer": string, ...}}'
-            )
-    return texts
+        raise ValueError("no answers")
+    try:
+        texts = list(map(_ANSWER, answers))
+        if set(map(type, texts)) == {str}:  # this and the line above keep to C: two million answers
+            return texts
+    except (KeyError, TypeError):
+        pass
+    i, entry = next(
+        (i, entry)
+        for i, entry in enumerate(answers)
+        if not isinstance(entry, dict) or type(entry.get("answer")) is not str
+    )
+    raise ValueError(f'answers[{i}] is {_typed(entry)}, must be {{"answer": string, ...}}')
 
 
 def _last_predictions(
     predictions: list[dict[str, Any]], asked: dict[int, Any]
-) -> tuple[dict[int, tuple[str, str]], int]:
-    """{question_id: (status, answer)} by the last prediction of each, and how many were replaced.
+) -> dict[int, dict[str, Any]]:
+    """{question_id: prediction}, the last of each question.
 
     Official loadRes: a results file is a list, and no id may be foreign to the questions.
     """
     if not isinstance(predictions, list):
         raise ValueError(f"predictions: {_typed(predictions)}, must be a list of objects")
-    last: dict[int, tuple[str, str]] = {}
+    last: dict[int, dict[str, Any]] = {}
     for i, row in enumerate(predictions):
-        question_id = _question_id(row, f"predictions[{i}]")
-        where = f"predictions[{i}] (question_id {question_id})"
-        if question_id not in asked:
-            raise ValueError(f"{where}: not among the questions; is it of another split?")
+        question_id = _question_id(row, "predictions", i)
         status = row.get("status", "ok")
-        if status not in ("ok", "error", "skipped"):
-            raise ValueError(f"{where}: status is {_typed(status)}, must be ok, error or skipped")
-        if status == "ok" and not isinstance(row.get("answer"), str):
-            raise ValueError(f"{where}: answer is {_typed(row.get('answer'))}, must be a string")
-        last[question_id] = (status, row.get("answer"))
-    return last, len(predictions) - len(last)
+        problem = None
+        if question_id not in asked:
+            problem = "not among the questions; is it of another split?"
+        elif status not in ("ok", "error", "skipped"):
+            problem = f"status is {_typed(status)}, must be ok, error or skipped"
+        elif status == "ok" and not isinstance(row.get("answer"), str):
+            problem = f"answer is {_typed(row.get('answer'))}, must be a string"
+        if problem:
+            raise ValueError(f"predictions[{i}] (question_id {question_id}): {problem}")
+        last[question_id] = row
+    return last
 
 
 def validate_results(
@@ -350,7 +380,7 @@ def validate_results(
     first: dict[int, int] = {}
     for i, row in enumerate(results):
         try:
-            question_id = _question_id(row, f"results[{i}]")
+            question_id = _question_id(row, "results", i)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -392,7 +422,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("results", type=Path, help="[{question_id, answer}, ...]")
     parser.add_argument("questions", type=Path, help="v2_OpenEnded_mscoco_*_questions.json")
     parser.add_argument(
-        "annotations", type=Path, nargs="?", help="v2_mscoco_*_annotations.json; not for --validate"
+        "annotations",
+        type=Path,
+        nargs="?",
+        help="v2_mscoco_*_annotations.json; --validate goes without",
     )
     parser.add_argument("--protocol", choices=list(PROTOCOLS), default="official-2021")
     parser.add_argument(

@@ -86,6 +86,9 @@ PROTOCOL_TABLE = [
     ("Yes", of((9, "yes"), (1, "yes ")), 0.0, 1.0, 1.0),
     ("yes-no", of((9, "yes-no"), (1, "yes-no\n")), 1.0, 1.0, 1.0),
     ("yes no", of((9, "yes-no"), (1, "yes-no\n")), 0.0, 1.0, 1.0),  # 2016: all ten lose the "-"
+    # Alike only once normalised: unanimous for neither.
+    ("YES", of((9, "yes"), (1, "Yes")), 1.0, 1.0, 1.0),
+    ("two", of((7, "two"), (3, "2")), 1.0, 0.9, 1.0),  # 2016: "2" meets only the three
     # References that differ. 2021 does all steps to them, 2016 the punctuation only.
     ("red", of((5, "Red"), (5, "blue")), 1.0, 0.0, 1.0),  # 2016 never lower-cases a reference
     ("2", of((3, "two"), (7, "three")), 0.9, 0.0, 0.9),
