@@ -187,7 +187,7 @@ def make_parser(*option_classes: type, description: str) -> HfArgumentParser:
     )
 
 
-def parse_known(parser, argv: Sequence[str]) -> tuple[Any, ...]:
+def parse_known(parser: HfArgumentParser, argv: Sequence[str]) -> tuple[Any, ...]:
     """Parse; an unknown flag ends the program and suggests the nearest known one."""
     *parsed, unknown = parser.parse_args_into_dataclasses(
         args=list(argv), return_remaining_strings=True, look_for_args_file=False
@@ -197,7 +197,7 @@ def parse_known(parser, argv: Sequence[str]) -> tuple[Any, ...]:
     return tuple(parsed)
 
 
-def known_flags(parser) -> list[str]:
+def known_flags(parser: HfArgumentParser) -> list[str]:
     return [s for action in parser._actions for s in action.option_strings if s.startswith("--")]
 
 
@@ -207,7 +207,7 @@ def unknown_key_message(key: str, known: Sequence[str]) -> str:
     return f"unknown option {key}{hint}"
 
 
-def expand_yaml(parser, argv: Sequence[str]) -> list[str]:
+def expand_yaml(parser: HfArgumentParser, argv: Sequence[str]) -> list[str]:
     """Replace a leading `FILE.yaml` by its keys as flags, placed first so that given flags win."""
     argv = list(argv)
     if not argv or argv[0].startswith("-"):
