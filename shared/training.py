@@ -413,7 +413,7 @@ def plot_curve(path: Path, output: Path, *, selection: str) -> None:
     rows = read_curve(path)
     figure, left = plt.subplots(figsize=(7, 4), layout="constrained")
     left.set_xlabel("step")
-    left.set_ylabel("loss")
+    left.set_ylabel("cross-entropy per answer token")
     for key, label, style in (
         ("loss", "training loss", {"alpha": 0.6}),
         ("eval_loss", "validation loss", {"marker": "o"}),
@@ -428,6 +428,6 @@ def plot_curve(path: Path, output: Path, *, selection: str) -> None:
         right.set_ylabel(f"validation {selection}")
         (line,) = right.plot(*zip(*points, strict=True), color="tab:green", marker="s")
         handles, labels = [*handles, line], [*labels, f"validation {selection}"]
-    left.legend(handles, labels, loc="best")
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(output, dpi=120)
     plt.close(figure)
