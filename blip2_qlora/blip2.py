@@ -74,6 +74,16 @@ class Decoding:
         }
 
 
+def caption_decoding(*, greedy: bool, min_tokens: int) -> Decoding:
+    """BLIP-2's zero-shot captions: 5 beams, at most 30 tokens (LAVIS' caption task)."""
+    return Decoding(
+        num_beams=1 if greedy else 5,
+        length_penalty=1.0,
+        max_new_tokens=30,
+        min_new_tokens=min_tokens,
+    )
+
+
 @dataclass(frozen=True)
 class Preset:
     """A published way to ask: prompt with one {} for the question, and decoding."""
@@ -469,7 +479,6 @@ class Blip2ForVqa(nn.Module):
             part.train(mode and any(p.requires_grad for p in part.parameters()))
         return self
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
+    def activation_checkpointing_enable(self, **settings: Any) -> None:
         """The Trainer's hook: only the language model is worth recomputing."""
-        language_model = base_model(self.model).language_model
-        language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        base_model(self.model).language_model.activation_checkpointing_enable(**settings)

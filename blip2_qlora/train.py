@@ -16,6 +16,7 @@ checkpoint-N/ (to continue), adapter/ (best), adapter_last/, best.json, metrics.
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,8 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
 
     learned, held_out = hold_out(rows.questions, options.validation_questions, training.seed)
     groups = group_by_picture(learned, options.questions_per_picture)
+    if training.max_steps < 1:
+        training.max_steps = steps_of_epochs(training, len(groups))
     if not training.output_dir:
         training.output_dir = str(RUNS / run_name(options, training))
     folder = Path(training.output_dir)
@@ -172,6 +175,13 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
         print(f"trained {steps} steps in {metrics['seconds']} s; curve: "
               f"{portable_path(folder / 'curve.png')}")  # fmt: skip
         print(f"best adapter: {portable_path(folder / 'adapter')}")
+
+
+def steps_of_epochs(training: TrainingArguments, n_samples: int) -> int:
+    """Optimizer steps of --num_train_epochs, as the Trainer counts them: a rest is a step too."""
+    batches = math.ceil(n_samples / (training.per_device_train_batch_size * training.world_size))
+    steps = math.ceil(batches / training.gradient_accumulation_steps)
+    return math.ceil(training.num_train_epochs * steps)
 
 
 def run_name(options: TrainOptions, training: TrainingArguments) -> str:

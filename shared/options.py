@@ -149,6 +149,8 @@ def parse_training_options(
         )
     if given.device == "cpu":
         parser.set_defaults(use_cpu=True)
+    if "__num_train_epochs" in spelled and "__max_steps" not in spelled:
+        parser.set_defaults(max_steps=-1)  # a default number of steps would win over it
     if "__batch_size" in spelled:
         parser.set_defaults(per_device_train_batch_size=given.batch_size)
     options, training = parse_known(parser, argv)
