@@ -446,7 +446,7 @@ def test_a_truncated_picture_is_left_out_and_counted_once(
     """Over several passes it used to be counted anew until the bound stopped the run; and with one
     picture a batch the first sight of it did."""
     root, picture = truncated
-    steps = "60" if batch_size == "1" else "30"  # two and a half passes over 23 pictures
+    steps = "60" if batch_size == "1" else "30"  # nearly three passes over 21 pictures
     run = short(
         tiny_blip2_opt, root, tmp_path / "run", "--max_steps", steps,
         "--per_device_train_batch_size", batch_size,
@@ -626,6 +626,79 @@ def test_the_q_former_trains_when_asked(tiny_blip2_opt, small_vqav2, tmp_path, c
     assert parts == {"qformer", "language_model"}
     assert all(t.abs().sum() > 0 for name, t in trained.items() if "lora_B" in name)
     assert re.search(r"Q-Former: [\d,]+ weights, [1-9]", capsys.readouterr().out)
+
+
+# Flags that users know from transformers
+
+
+def test_recomputing_activations_learns_the_same(finished, tiny_blip2_opt, small_vqav2, tmp_path):
+    """--activation_checkpointing trades time for memory; it used to end in a TypeError."""
+    kept = []
+    load = adapters.load_for_training
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            adapters, "load_for_training", lambda *a: (kept.append(load(*a)), kept[-1])[1]
+        )
+        argv = flags(tiny_blip2_opt, small_vqav2, tmp_path / "run")
+        main(*parse([*argv, "--activation_checkpointing", "true"]))
+    layers = kept[0][0].get_base_model().language_model.model.decoder.layers
+    assert all(layer.gradient_checkpointing for layer in layers)
+    assert_equal_weights(finished.folder / "adapter_last", tmp_path / "run" / "adapter_last")
+
+
+@pytest.mark.parametrize(
+    ("more", "steps"),
+    [
+        (["--num_train_epochs", "2"], 22),  # 21 pictures by two: eleven steps a pass
+        (["--num_train_epochs", "0.5", "--gradient_accumulation_steps", "5"], 2),  # of three
+    ],
+)
+def test_epochs_are_counted_in_pictures(tiny_blip2_opt, small_vqav2, tmp_path, capsys, more, steps):
+    argv = flags(tiny_blip2_opt, small_vqav2, tmp_path / "run", *more, "--eval_strategy", "no")
+    at = argv.index("--max_steps")
+    del argv[at : at + 2]
+    learned, _ = hold_out(load_split(small_vqav2, "train2014").questions, HELD_OUT, seed=0)
+    assert len(group_by_picture(learned, 6)) == 21
+    main(*parse(argv))
+    assert read(tmp_path / "run" / "metrics.json")["steps"] == steps
+
+
+def without_dropout(model: Path, to: Path) -> Path:
+    folder = Path(shutil.copytree(model, to))
+    config = read(folder / "config.json")
+    config["text_config"] |= {"dropout": 0.0, "attention_dropout": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tiny_blip2_opt, small_vqav2, tmp_path):
+    """Loss and gradient are those of the whole batch, per answer token, however it is shared out:
+    four pictures in one process, or two in each of two with other numbers of tokens."""
+    questions = load_split(small_vqav2, "train2014").questions
+    pictures = list(dict.fromkeys(q.image for q in questions))[:4]
+    rows = [q for q in questions if q.image in pictures]
+    file = tmp_path / "four.csv"
+    lines = [f'"{q.image}","{q.question}","{q.target}"' for q in rows]
+    file.write_text("\n".join(["image,question,answer", *lines]))
+    common = ["--data", str(file), "--max_steps", "3", "--validation_questions", "0",
+              "--lora_dropout", "0", "--quantization", "none"]  # fmt: skip
+    model = without_dropout(tiny_blip2_opt, tmp_path / "model")
+    one = flags(model, small_vqav2, tmp_path / "one", *common)
+    main(*parse([*one, "--per_device_train_batch_size", "4"]))
+    two = flags(model, small_vqav2, tmp_path / "two", *common)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]  # any free port
+    done = subprocess.run([*launch, str(SCRIPT), *two], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    curves = [
+        [(row["loss"], row["grad_norm"]) for row in read_curve(run / "metrics.jsonl")
+         if "loss" in row]
+        for run in (tmp_path / "one", tmp_path / "two")
+    ]  # fmt: skip
+    assert len(curves[0]) == 3
+    for left, right in zip(*curves, strict=True):
+        assert right == pytest.approx(left, rel=2e-3)
 
 
 # Before and after, the rehearsal, and missing things

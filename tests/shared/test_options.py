@@ -331,6 +331,14 @@ def test_batch_size_is_an_alias_that_wins_over_defaults():
     assert given.per_device_train_batch_size == 5
 
 
+def test_epochs_are_not_overruled_by_a_default_number_of_steps(tmp_path):
+    """`--num_train_epochs 3` used to do nothing: our default of --max_steps wins over it there."""
+    assert parse_training("--num_train_epochs", "3")[1].max_steps == -1
+    assert parse_training("--toy", "--num_train_epochs=3")[1].max_steps == -1
+    assert parse_training(yaml_file(tmp_path, "num_train_epochs: 3\n"))[1].max_steps == -1
+    assert parse_training("--num_train_epochs", "3", "--max_steps", "7")[1].max_steps == 7
+
+
 @pytest.mark.parametrize(
     "argv",
     [
