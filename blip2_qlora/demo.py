@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from shared.answering import Answer
 
 CSS_FILE = Path(__file__).with_name("demo.css")
-CAPTION_MAX_TOKENS = 30  # BLIP-2's zero-shot captions: 5 beams, at most 30 tokens (LAVIS)
 
 
 @dataclass
@@ -79,14 +78,9 @@ class Asker:
     def __init__(
         self, model: Any, processor: Any, preset: Preset, *, greedy: bool, caption_min_tokens: int
     ) -> None:
-        from blip2_qlora.blip2 import Blip2Answerer, Decoding
+        from blip2_qlora.blip2 import Blip2Answerer, caption_decoding
 
-        captions = Decoding(
-            num_beams=1 if greedy else 5,
-            length_penalty=1.0,
-            max_new_tokens=CAPTION_MAX_TOKENS,
-            min_new_tokens=caption_min_tokens,
-        )
+        captions = caption_decoding(greedy=greedy, min_tokens=caption_min_tokens)
         self.model = model
         self.prompt = preset.prompt
         self.answers = Blip2Answerer(model, processor, preset.decoding)

@@ -28,6 +28,7 @@ from blip2_qlora.settings import (
     TOY_DATA,
     TOY_MODEL,
     AskingOptions,
+    BatchOptions,
     data_hash,
     prepare_toy,
 )
@@ -55,7 +56,7 @@ N_CASES = 5  # printed at the end
 
 
 @dataclass
-class EvaluateOptions(AskingOptions, ToyOptions):
+class EvaluateOptions(AskingOptions, BatchOptions, ToyOptions):
     """Questions and run"""
 
     data_root: str = field(

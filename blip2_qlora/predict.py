@@ -19,18 +19,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blip2_qlora.settings import TOY_MODEL, AskingOptions
+from blip2_qlora.settings import TOY_MODEL, AskingOptions, BatchOptions
 from shared.images import list_images
 from shared.options import ToyOptions, UserError, guarded, manifest_value, parse_options
 from shared.vqav2 import Question, QuestionSet, load_rows
 
 BASELINE = Path(__file__).with_name("baseline_images") / "questions.jsonl"
-# BLIP-2's zero-shot captions: empty prompt, 5 beams, at most 30 tokens (LAVIS caption task)
-CAPTION_MAX_TOKENS = 30
 
 
 @dataclass
-class PredictOptions(AskingOptions, ToyOptions):
+class PredictOptions(AskingOptions, BatchOptions, ToyOptions):
     """What to look at"""
 
     image: str | None = field(default=None, metadata={"help": "one picture"})
@@ -133,17 +131,12 @@ def predict(
     model: Any, processor: Any, questions: Sequence[Question], options: PredictOptions
 ) -> Iterator[dict[str, Any]]:
     """A caption for each picture, an answer for each row that asks one; a line a row, in order."""
-    from blip2_qlora.blip2 import Blip2Answerer, Decoding, base_model, choose_preset
+    from blip2_qlora.blip2 import Blip2Answerer, base_model, caption_decoding, choose_preset
     from shared.answering import Job, answer_batch
     from shared.images import open_image
 
     preset = choose_preset(base_model(model).config, options.preset, options.prompt, options.greedy)
-    captions = Decoding(
-        num_beams=1 if options.greedy else 5,
-        length_penalty=1.0,
-        max_new_tokens=CAPTION_MAX_TOKENS,
-        min_new_tokens=options.caption_min_tokens,
-    )
+    captions = caption_decoding(greedy=options.greedy, min_tokens=options.caption_min_tokens)
     for start in range(0, len(questions), options.batch_size):
         rows = questions[start : start + options.batch_size]
         pictures = {row.image_name: row for row in rows}

@@ -63,6 +63,12 @@ class AskingOptions(ModelOptions):
         default=None, metadata={"help": "own prompt, {} where the question stands"}
     )
     greedy: bool = field(default=False, metadata={"help": "no beam search: faster, a little worse"})
+
+
+@dataclass
+class BatchOptions:
+    """Speed"""
+
     batch_size: int = field(default=32, metadata={"help": "questions in one forward pass"})
 
     def __post_init__(self) -> None:
