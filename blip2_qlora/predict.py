@@ -15,11 +15,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from blip2_qlora.settings import TOY_MODEL, AskingOptions, BatchOptions
+from shared.answering import RecordWriter
 from shared.images import list_images
 from shared.options import ToyOptions, UserError, guarded, manifest_value, parse_options
 from shared.vqav2 import Question, QuestionSet, load_rows
@@ -59,23 +61,28 @@ def main(options: PredictOptions) -> None:
     model, processor = load_blip2(options, options.adapter)
     synthetic = manifest_value(options.model, "synthetic") or rows_are_drawn(options)
     lines = []
-    for line in predict(model, processor, rows.questions, options):
-        if synthetic:  # so that nobody takes these words for a real model's, or about real pictures
-            line["synthetic"] = True
-        lines.append(line)
-        print(json.dumps(line, ensure_ascii=False))
-    if options.output:
-        path = Path(options.output)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(
-                "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
-                encoding="utf-8",
-            )
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with new_file(options.output) as output:
+        for line in predict(model, processor, rows.questions, options):
+            if synthetic:  # so that nobody takes these words for a real model's, or real pictures'
+                line["synthetic"] = True
+            lines.append(line)
+            print(json.dumps(line, ensure_ascii=False))
+            if output is not None:  # as it is made: a stopped run keeps what it said
+                output.write([line])
     if all("error" in line for line in lines):
         raise UserError(f"no row could be answered; the first: {lines[0]['error']}")
+
+
+def new_file(name: str | None) -> AbstractContextManager[RecordWriter | None]:
+    """The writer of --output, in the place of an earlier file of that name; None without one."""
+    if name is None:
+        return nullcontext()
+    path = Path(name)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return RecordWriter(path)
 
 
 def print_plan(options: PredictOptions, rows: QuestionSet) -> None:
