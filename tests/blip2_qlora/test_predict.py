@@ -126,9 +126,27 @@ def test_the_baseline_pictures_and_one_that_is_broken(predict, tmp_path, monkeyp
 
 def test_output_holds_the_printed_lines(predict, folder, tmp_path):
     output = tmp_path / "new" / "lines.jsonl"
-    lines = predict("--image", str(folder / "a.png"), "--output", str(output))
+    for name in ("c.png", "a.png"):  # the second start replaces the file
+        lines = predict("--image", str(folder / name), "--output", str(output))
     written = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    assert [line["caption"] for line in written] == [line["caption"] for line in lines]
+    assert written == lines
+
+
+def test_a_stopped_run_keeps_the_lines_that_it_said(predict, tmp_path, monkeypatch):
+    """The file used to be written at the end: a thousand captions were lost with the last one."""
+    output = tmp_path / "lines.jsonl"
+    encode, calls = blip2.Blip2Answerer.encode_images, []
+
+    def stopping(self, images):
+        calls.append(1)
+        if len(calls) == 3:  # captions and answers of the first batch are done
+            raise KeyboardInterrupt
+        return encode(self, images)
+
+    monkeypatch.setattr(blip2.Blip2Answerer, "encode_images", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        predict("--batch_size", "4", "--output", str(output))
+    assert len(output.read_text(encoding="utf-8").splitlines()) == 4
 
 
 def test_an_unwritable_output_is_one_message(predict, folder, tmp_path):
