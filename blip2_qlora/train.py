@@ -68,14 +68,14 @@ TRAINING_DEFAULTS = {
 TOY_DEFAULTS = {
     "model": str(TOY_MODEL),
     "data_root": str(TOY_DATA),
-    "max_steps": 400,
+    "max_steps": 600,
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
     "learning_rate": 3e-3,
-    "eval_steps": 100,
-    "save_steps": 100,
-    "validation_questions": 200,
-    "dataloader_num_workers": 0,
+    "eval_steps": 300,
+    "save_steps": 300,
+    "lora_dropout": 0.0,
+    "dataloader_num_workers": 1,
 }
 # Training flags that decide what comes out: a run is only continued with the same ones.
 DECIDING_FLAGS = (
