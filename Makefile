@@ -36,8 +36,12 @@ bench: setup  ## measurements; each prints one JSON line
 toy-models: setup  ## trains the committed toy checkpoints from nothing
 	$(RUN) blip2_qlora/make_toy_model.py
 
-sample: setup  ## the committed sample run: outputs/sample/
-	$(RUN) blip2_qlora/evaluate.py --toy --limit 60 --output_dir outputs/sample/zero-shot
+sample: quickstart  ## the committed sample run: 200 questions before and after, report, curve
+	$(RUN) blip2_qlora/evaluate.py --toy --quantization nf4 --limit 200 --output_dir outputs/sample/zero-shot
+	$(RUN) blip2_qlora/evaluate.py --toy --quantization nf4 --limit 200 --adapter $(OUT)/quickstart_qlora/adapter --output_dir outputs/sample/tuned
+	$(RUN) blip2_qlora/compare.py --base outputs/sample/zero-shot --tuned outputs/sample/tuned --output_dir outputs/sample/report
+	mkdir -p outputs/sample/training
+	cp $(OUT)/quickstart_qlora/config.json $(OUT)/quickstart_qlora/environment.json $(OUT)/quickstart_qlora/metrics.json $(OUT)/quickstart_qlora/metrics.jsonl $(OUT)/quickstart_qlora/curve.png outputs/sample/training/
 
 clean:  ## drawn toy data, caches; runs and models stay
 	rm -rf data/toy .pytest_cache .ruff_cache
