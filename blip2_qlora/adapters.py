@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip2_qlora.blip2 import COMPONENTS, load_blip2, lora_targets
-from blip2_qlora.settings import TrainOptions
+from blip2_qlora.settings import TrainOptions, data_folder
 from blip2_qlora.training_data import ids_hash
 from shared.loading import fingerprint, keep_trainable_after_inference, trainable_report
 from shared.options import UserError, environment, manifest_value, portable_path, write_json
@@ -89,7 +89,8 @@ def adapter_manifest(
         },
         "seed": training.seed,
         "synthetic": any(
-            manifest_value(folder, "synthetic") for folder in (options.model, options.data_root)
+            manifest_value(folder, "synthetic")
+            for folder in (options.model, data_folder(options.data_root, options.data))
         ),
         "environment": environment(),
     }

@@ -140,10 +140,9 @@ def read_config(name: str, revision: str | None = None) -> Blip2Config:
             raise
         return Blip2Config(**known)
     config = read_json(folder / "config.json")
-    if config.get("model_type") != "blip-2":
-        raise UserError(
-            f"{folder}: a {config.get('model_type')} model; this experiment needs a BLIP-2"
-        )
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "blip-2":
+        raise UserError(f"{folder}: its config.json is of {kind!r}; this experiment needs a BLIP-2")
     return Blip2Config.from_pretrained(folder)
 
 

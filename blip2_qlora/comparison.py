@@ -361,8 +361,9 @@ def _synthetic(run: Run, part: str) -> bool:
 def changed_scores(run: Run) -> list[str]:
     """Stored scores that the stored records don't give, one line each."""
     lines = []
-    for key, record in run.records.items():
-        stored, again = run.scored[key], score_record(record)
+    rows, _ = score_run(list(run.records.values()), expected=len(run.records))
+    for key, again in zip(run.records, rows, strict=True):
+        stored = run.scored[key]
         for name in ("score", "exact_match", "scores"):
             if stored.get(name) != again[name]:
                 lines.append(f"question {key}: {name} is {stored.get(name)!r} in scored.jsonl, "

@@ -29,6 +29,7 @@ from blip2_qlora.settings import (
     TOY_MODEL,
     AskingOptions,
     BatchOptions,
+    data_folder,
     data_hash,
     prepare_toy,
 )
@@ -226,7 +227,7 @@ def score(
         name = f"v2_OpenEnded_mscoco_{options.split}_{folder.name}_results.json"
         write_json(folder / name, official_results(records))
     metrics["synthetic"] = {
-        "data": bool(manifest_value(options.data_root, "synthetic")) and options.data is None,
+        "data": bool(manifest_value(data_folder(options.data_root, options.data), "synthetic")),
         "model": bool(manifest_value(options.model, "synthetic")),
     }
     metrics["data_problems"] = {"count": len(sample.problems), "first": sample.problems[:20]}

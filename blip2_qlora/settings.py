@@ -31,6 +31,11 @@ def prepare_toy() -> None:
     ensure_vqav2(TOY_DATA)
 
 
+def data_folder(data_root: str, data: str | None) -> Path:
+    """The folder whose manifest speaks for the questions: the data root, or that of own rows."""
+    return Path(data).parent if data else Path(data_root)
+
+
 def data_hash(data_root: str, data: str | None) -> str | None:
     """A short hash of own rows' file, or the one in a data root's manifest (the real one has none).
 

@@ -377,4 +377,9 @@ def git_state() -> dict[str, Any]:
 def manifest_value(folder: Path | str, key: str) -> Any:
     """A value of a data or model folder's `manifest.json` (`synthetic`, `data_hash`), or None."""
     manifest = Path(folder) / "manifest.json"
-    return read_json(manifest).get(key) if manifest.is_file() else None
+    if not manifest.is_file():
+        return None
+    content = read_json(manifest)
+    if not isinstance(content, dict):
+        raise UserError(f"{manifest}: expected a JSON object, found {type(content).__name__}")
+    return content.get(key)

@@ -82,6 +82,8 @@ def write_tiny(folder: Path) -> None:
         for question, annotation in zip(asked["questions"], answered["annotations"], strict=True)
     ]
     _write_jsonl(folder / "tiny.jsonl", rows)
+    # a file of rows has no root of its own: the manifest beside it speaks for it
+    write_json(folder / "manifest.json", manifest)
 
 
 def _write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
