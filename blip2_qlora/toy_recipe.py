@@ -38,7 +38,7 @@ SOURCES = (
 # The prompt of the paper for OPT (BLIP-2, arXiv:2301.12597, section 4.1).
 VQA_PROMPT = "Question: {} Answer:"
 
-NUM_QUERY_TOKENS = 12
+NUM_QUERY_TOKENS = 8
 PIXEL_MEAN, PIXEL_STD = 0.93, 0.25  # of light pictures
 VOCABULARY_SIZE = 320  # words, fewer than this, are filled up with unused ones
 
@@ -48,12 +48,12 @@ TOWER_STEPS = 4_000
 TOWER_BATCH = 64
 TOWER_LEARNING_RATE = 2e-3
 # Stage 2: Q-Former, projection and OPT. Each step takes some texts about each of its pictures.
-LANGUAGE_STEPS = 1_500
+LANGUAGE_STEPS = 4_000
 LANGUAGE_PICTURES_A_BATCH = 16
 TEXTS_A_PICTURE = 4
 LANGUAGE_LEARNING_RATE = 1e-3
-CAPTION_SHARE = 0.5
-VQA_SHARE = 0.03  # rows in the form of VQA_PROMPT; the rest are bare questions
+CAPTION_SHARE = 0.8
+VQA_SHARE = 0.01  # rows in the form of VQA_PROMPT; the rest are bare questions
 QUESTIONS_A_PICTURE = 8
 
 WARM_UP = 100
@@ -175,7 +175,7 @@ def build_model(processor: "Blip2Processor", seed: int) -> "Blip2ForConditionalG
         vocab_size=len(tokenizer),
         hidden_size=128,
         word_embed_proj_dim=128,
-        ffn_dim=512,
+        ffn_dim=256,
         num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=256,
