@@ -37,12 +37,14 @@ def run_seed(out: Path, seed: int) -> dict[str, object]:
         "evaluate.py", "--quantization", "nf4", "--limit", "0", "--adapter",
         str(training / "adapter"), "--output_dir", str(tuned),
     )  # fmt: skip
+    seconds = json.loads((training / "metrics.json").read_text(encoding="utf-8"))
     change = asdict(compare_runs(read_run(out / "zero-shot"), read_run(tuned)))
     return {
         "seed": seed,
         "accuracy": read_run(tuned).metrics["accuracy"],
         "change": {key: change[key] for key in ("difference", "low", "high", "p_value", "n")},
-        "training_seconds": json.loads((training / "metrics.json").read_text())["seconds"],
+        "training_seconds": seconds["seconds"],
+        "training_cpu_seconds": seconds["cpu_seconds"],
     }
 
 

@@ -150,7 +150,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
             folder / "adapter", model, processor, manifest | {"validation": dict(figures)}
         ),
     )
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     steps = trainer.train_or_continue()
 
     # Save
@@ -164,6 +164,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
         metrics = {
             "steps": steps,
             "seconds": round(time.perf_counter() - started, 1),
+            "cpu_seconds": round(time.process_time() - cpu_started, 1),
             "questions": len(learned),
             "pictures": len({question.image for question in learned}),
             "data_problems": {"count": len(rows.problems), "first": rows.problems[:20]},
