@@ -18,7 +18,7 @@ from shared.gradio_parts import Language, synthetic_notice
 from shared.report import percent, thumbnail
 
 if TYPE_CHECKING:
-    from blip2_qlora.demo import Reply
+    from blip2_qlora.asking import Reply
 
 Texts = Mapping[str, str]
 PICTURE_SIDE = 640  # pixels

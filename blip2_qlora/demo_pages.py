@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import gradio as gr
     from PIL.Image import Image
 
-    from blip2_qlora.demo import Asker
+    from blip2_qlora.asking import Asker
 
 EXAMPLES = Path(__file__).with_name("baseline_images") / "questions.jsonl"
 EXAMPLES_SHOWN = 5

@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 import pytest
 
+from blip2_qlora.asking import Asker, Reply
 from blip2_qlora.browsing import (
     chosen_runs,
     clamp_position,
@@ -34,7 +35,7 @@ from blip2_qlora.browsing import (
     picture_file,
     select,
 )
-from blip2_qlora.demo import Asker, DemoOptions, Reply, adapter_advice
+from blip2_qlora.demo import DemoOptions, adapter_advice
 from blip2_qlora.demo_html import pair_html, replies_html, runs_html
 from blip2_qlora.demo_pages import check_input, example_rows
 from blip2_qlora.demo_texts import TEXTS
