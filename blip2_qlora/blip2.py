@@ -142,7 +142,7 @@ def read_config(name: str, revision: str | None = None) -> Blip2Config:
     config = read_json(folder / "config.json")
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "blip-2":
-        raise UserError(f"{folder}: its config.json is of {kind!r}; this experiment needs a BLIP-2")
+        raise UserError(f"{folder}: a {kind} model; this experiment needs a BLIP-2")
     return Blip2Config.from_pretrained(folder)
 
 

@@ -61,7 +61,7 @@ def main(options: PredictOptions) -> None:
     model, processor = load_blip2(options, options.adapter)
     synthetic = manifest_value(options.model, "synthetic") or rows_are_drawn(options)
     lines = []
-    with new_file(options.output) as output:
+    with new_file(options.output, options.questions) as output:
         for line in predict(model, processor, rows.questions, options):
             if synthetic:  # so that nobody takes these words for a real model's, or real pictures'
                 line["synthetic"] = True
@@ -73,11 +73,15 @@ def main(options: PredictOptions) -> None:
         raise UserError(f"no row could be answered; the first: {lines[0]['error']}")
 
 
-def new_file(name: str | None) -> AbstractContextManager[RecordWriter | None]:
+def new_file(name: str | None, reads: str | None) -> AbstractContextManager[RecordWriter | None]:
     """The writer of --output, in the place of an earlier file of that name; None without one."""
     if name is None:
         return nullcontext()
     path = Path(name)
+    if path.exists() and (not path.is_file() or path.suffix != ".jsonl"):
+        raise UserError(f"{path} exists and is no .jsonl file: give another --output")
+    if reads is not None and path.resolve() == Path(reads).resolve():
+        raise UserError(f"--output {path} is the file of the questions: give another")
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

@@ -116,7 +116,12 @@ def find_zero_shot(folder: Path) -> Path | None:
         config_file = metrics_file.with_name("config.json")
         if not config_file.is_file():
             continue
-        theirs = read_json(config_file)
+        try:
+            theirs = read_json(config_file)
+        except UserError:
+            continue
+        if not isinstance(theirs, dict):  # a broken neighbour is no reason to fail here
+            continue
         keys = (ours.keys() | theirs.keys()) - RESULT_NEUTRAL - ADAPTER
         if not theirs.get("adapter") and all(ours.get(k) == theirs.get(k) for k in keys):
             found.append((metrics_file.stat().st_mtime, config_file.parent))

@@ -60,6 +60,11 @@ class VlmTrainer(Trainer):
     ) -> None:
         if args.load_best_model_at_end:
             raise UserError("--load_best_model_at_end: the best weights are always kept; leave it")
+        if args.n_gpu > 1:  # nn.DataParallel would cut pictures and questions apart
+            raise UserError(
+                f"{args.n_gpu} GPUs are visible to one process: start it with accelerate launch, "
+                "or show it one of them (CUDA_VISIBLE_DEVICES=0)"
+            )
         args.remove_unused_columns = False
         args.dataloader_pin_memory = torch.cuda.is_available()  # without a GPU it only warns
         super().__init__(
@@ -96,7 +101,11 @@ class VlmTrainer(Trainer):
             print(f"continuing from {checkpoint.name}")
             truncate_curve(self.folder / CURVE_FILE, after_step=step)
         else:
-            truncate_curve(self.folder / CURVE_FILE, after_step=-1)
+            step = -1
+            truncate_curve(self.folder / CURVE_FILE, after_step=step)
+        best = self.folder / "best.json"
+        if best.is_file() and read_json(best)["step"] > step:
+            best.unlink()  # of a training that is about to be repeated, or of another one
         listed = self.folder / SKIPPED_FILE
         self.skipped = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
         if checkpoint is not None and 0 < self.args.max_steps <= step:
