@@ -125,7 +125,7 @@ def measure(folder: Path, data_root: Path, limit: int = 0) -> dict[str, Any]:
     import torch
     from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
-    from shared.toy_world.blind import blind_baseline
+    from shared.blind import blind_baseline
     from shared.vqa_score import vqa_accuracy
 
     train, val = (

@@ -136,7 +136,7 @@ def blind_metrics(data_root: Path, questions: Sequence[Question]) -> dict[str, A
 
     Null with a reason where the train annotations or the references are not there.
     """
-    from shared.toy_world.blind import blind_answers
+    from shared.blind import blind_answers
 
     with_references = [q for q in questions if len(q.references) == N_ANNOTATORS]
     if not annotations_file(data_root, "train2014").is_file() or not with_references:

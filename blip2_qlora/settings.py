@@ -114,3 +114,11 @@ class TrainOptions(ModelOptions, ToyOptions):
         default=None,
         metadata={"help": "pictures per device and step: alias of --per_device_train_batch_size"},
     )
+
+    def __post_init__(self) -> None:
+        least = {"questions_per_picture": 1, "lora_rank": 1, "limit": 0, "validation_questions": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise UserError(f"--{name} {getattr(self, name)}: at least {bound}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"--batch_size {self.batch_size}: at least one picture at a time")

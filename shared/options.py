@@ -221,7 +221,7 @@ def expand_yaml(parser: HfArgumentParser, argv: Sequence[str]) -> list[str]:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         parser.error(f"{path}: cannot be read: {error}")
     if not isinstance(content, dict):
         parser.error(f"{path}: expected a mapping of option names to values")
@@ -297,6 +297,8 @@ def start_run(folder: Path, config: Mapping[str, Any], *, command: str | None = 
     config_file = folder / "config.json"
     if config_file.exists():
         earlier = read_json(config_file)
+        if not isinstance(earlier, dict):
+            raise UserError(f"{config_file}: not a run's options; give another --output_dir")
         differing = [
             f"{key}: {earlier.get(key)!r} there, {config.get(key)!r} now"
             for key in sorted((set(earlier) | set(config)) - RESULT_NEUTRAL)

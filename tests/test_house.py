@@ -28,7 +28,7 @@ WITHOUT_TORCH = (
     "shared.loading",
     "shared.report",
     "shared.toy_world.build",
-    "shared.toy_world.blind",
+    "shared.blind",
     "blip2_qlora.settings",
     "blip2_qlora.scoring",
     "blip2_qlora.runs",

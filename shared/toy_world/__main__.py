@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
 
-    from shared.toy_world.blind import blind_baseline
+    from shared.blind import blind_baseline
     from shared.toy_world.build import ensure_vqav2, read_manifest
     from shared.toy_world.samples import write_committed_samples
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from shared.blind import blind_answers, blind_baseline
 from shared.options import REPO_ROOT, UserError
 from shared.toy_world import build, recipe
-from shared.toy_world.blind import blind_answers, blind_baseline
 from shared.toy_world.build import ensure_vqav2, read_manifest, write_vqav2
 from shared.toy_world.pictures import MAX_ITEMS, SIZE, draw, sample_scene, scene_and_jpeg
 from shared.toy_world.questions import (
