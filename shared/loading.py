@@ -29,6 +29,10 @@ HASHED_PIECES, HASHED_BYTES = 256, 16 * 1024  # of each weight file; all of a sm
 def model_folder(name: str, revision: str | None = None) -> Path:
     """The local folder of a model given as folder or Hub id. Raises MissingError with commands."""
     given = Path(name)
+    if given.is_file():
+        raise UserError(
+            f"{given}: a file; --model takes the folder that holds config.json and the weights"
+        )
     if given.is_dir():
         if not (given / "config.json").is_file():
             raise UserError(f"{given}: no config.json in it, so it is not a model folder")

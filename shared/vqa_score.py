@@ -392,7 +392,14 @@ def validate_results(
         first.setdefault(question_id, i)
         if not isinstance(row.get("answer"), str):
             problems.append(f"{where}: answer is {_typed(row.get('answer'))}, must be a string")
-    return problems + _listed("questions without answer", asked.keys() - first.keys())
+    missing = asked.keys() - first.keys()
+    problems += _listed("questions without answer", missing)
+    if 0 < len(missing) < len(asked):
+        problems.append(
+            f"{len(asked) - len(missing)} of {len(asked)} questions are answered, so these are the "
+            "results of a sample; a server takes the whole split (evaluate.py --limit 0)"
+        )
+    return problems
 
 
 def _listed(what: str, question_ids: set[int]) -> list[str]:
@@ -404,6 +411,11 @@ def _listed(what: str, question_ids: set[int]) -> list[str]:
 
 
 def _read_json(path: Path) -> Any:
+    if path.is_dir():
+        inside = ", ".join(sorted(file.name for file in path.glob("*.json"))[:5])
+        raise IsADirectoryError(
+            f"{path}: a folder, expected a JSON file" + (f"; in it: {inside}" if inside else "")
+        )
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -84,6 +84,11 @@ def load_split(data_root: Path, split: str) -> QuestionSet:
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; VQAv2 has {', '.join(SPLITS)}")
+    if data_root.is_file():
+        raise UserError(
+            f"{data_root}: a file; --data_root takes the folder that holds the VQAv2 files "
+            "(own rows go to --data)"
+        )
     question_path = questions_file(data_root, split)
     annotation_path = annotations_file(data_root, split)
     for path in (question_path, annotation_path):
@@ -239,6 +244,11 @@ def load_rows(path: Path, *, need_answer: bool = False) -> QuestionSet:
     when present, so `tiny.jsonl` is scored officially; with one answer exact match is the measure.
     An own row without `question` asks for a caption only. Raises UserError for an unreadable file.
     """
+    if path.is_dir():
+        raise UserError(
+            f"{path}: a folder; own rows are a JSONL or CSV file with image, question, answer "
+            "(a folder in the VQAv2 layout goes to --data_root)"
+        )
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     rows = _read_csv(path) if path.suffix.lower() == ".csv" else _read_jsonl(path)

@@ -80,6 +80,17 @@ def test_a_missing_model_names_both_commands():
     assert "--toy" in toy
 
 
+def test_a_file_is_no_model_and_none_to_download(tmp_path):
+    """Its weight file, usually: the advice to download it would be wrong."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"model.safetensors: a file; --model takes the folder"
+    ) as e:
+        model_folder(str(file))
+    assert not isinstance(e.value, MissingError)
+
+
 def test_a_folder_without_config_is_named(tmp_path):
     """Usually the folder above the right one, or a run folder."""
     with pytest.raises(UserError, match=r"no config.json in it, so it is not a model folder"):

@@ -8,6 +8,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -470,17 +471,31 @@ GOOD = [{"question_id": i, "answer": "yes"} for i in (1, 2, 3)]
         (GOOD, []),
         (GOOD[::-1], []),
         ([row | {"confidence": 0.5} for row in GOOD], []),
-        (GOOD[:2], ["1 questions without answer: question_id 3"]),
+        (
+            GOOD[:2],
+            [
+                "1 questions without answer: question_id 3",
+                "2 of 3 questions are answered, so these are the results of a sample",
+            ],
+        ),
         ([], ["3 questions without answer: question_id 1, 2, 3"]),
         ([*GOOD, GOOD[1]], ["results[3] (question_id 2): answered before, in results[1]"]),
         ([*GOOD, {"question_id": 4, "answer": "x"}], ["results[3] (question_id 4): not among"]),
         (
             [*GOOD[:2], {"question_id": "3", "answer": "x"}],
-            ["results[2]: question_id is str '3', must be an int", "1 questions without answer"],
+            [
+                "results[2]: question_id is str '3', must be an int",
+                "1 questions without answer",
+                "2 of 3 questions are answered",
+            ],
         ),
         (
             [*GOOD[:2], {"question_id": 3.0, "answer": "x"}],
-            ["results[2]: question_id is float 3.0", "1 questions without answer"],
+            [
+                "results[2]: question_id is float 3.0",
+                "1 questions without answer",
+                "2 of 3 questions are answered",
+            ],
         ),
         (
             [*GOOD[:2], {"question_id": 3, "answer": 7}],
@@ -563,7 +578,9 @@ def test_command_validate(files: list[str], capsys) -> None:
     assert capsys.readouterr().out.splitlines() == [
         "results[1] (question_id 1): answered before, in results[0]",
         "4 questions without answer: question_id 2, 3, 4, 5",
-        f"{files[0]}: 2 problems",
+        "1 of 5 questions are answered, so these are the results of a sample; a server takes the "
+        "whole split (evaluate.py --limit 0)",
+        f"{files[0]}: 3 problems",
     ]
 
 
@@ -601,6 +618,19 @@ def test_command_names_file_and_fault(files: list[str], content: bytes, capsys) 
 def test_command_missing_file(files: list[str], capsys) -> None:
     assert main([files[0] + "x", *files[1:]]) == 2
     assert files[0] + "x" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("more", [[], ["--validate"]])
+def test_command_names_a_folder_and_what_is_in_it(
+    files: list[str], place: int, more: list[str], capsys
+) -> None:
+    """A run folder or data root in the place of its file: not a problem of the results."""
+    folder = str(Path(files[0]).parent)
+    files[place] = folder
+    assert main([*files, *more]) == 2
+    said = capsys.readouterr().err
+    assert f"error: {folder}: a folder, expected a JSON file; in it: annotations.json, " in said
 
 
 def test_command_scoring_needs_annotations(files: list[str], capsys) -> None:

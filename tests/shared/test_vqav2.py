@@ -53,6 +53,17 @@ def write(root: Path, questions: Any, annotations: Any, split: str = SPLIT) -> P
     return root
 
 
+def test_a_folder_for_own_rows_and_a_file_for_the_data_root_are_named(tmp_path):
+    """Both used to say that it is not there, the second with advice to download it."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("{}")
+    with pytest.raises(UserError, match=r": a folder; own rows are a JSONL or CSV file"):
+        load_rows(tmp_path)
+    with pytest.raises(UserError, match=r"rows.jsonl: a file; --data_root takes the folder") as e:
+        load_split(file, SPLIT)
+    assert not isinstance(e.value, MissingError)
+
+
 def test_questions_and_annotations_are_joined(tmp_path):
     root = write(tmp_path, *official(4))
     found = load_split(root, SPLIT)
