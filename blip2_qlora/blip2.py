@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from blip2_qlora.settings import MAX_CAPTION_TOKENS
 from shared.answering import Answer
 from shared.loading import (
     load_adapter,
@@ -75,11 +76,11 @@ class Decoding:
 
 
 def caption_decoding(*, greedy: bool, min_tokens: int) -> Decoding:
-    """BLIP-2's zero-shot captions: 5 beams, at most 30 tokens (LAVIS' caption task)."""
+    """BLIP-2's zero-shot captions: 5 beams, `min_tokens` to 30 tokens (LAVIS' caption task)."""
     return Decoding(
         num_beams=1 if greedy else 5,
         length_penalty=1.0,
-        max_new_tokens=30,
+        max_new_tokens=MAX_CAPTION_TOKENS,
         min_new_tokens=min_tokens,
     )
 

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from blip2_qlora.asking import Asker
 from blip2_qlora.browsing import chosen_runs
 from blip2_qlora.comparison import locate
 from blip2_qlora.demo_pages import draw_page
 from blip2_qlora.demo_texts import TITLE
-from blip2_qlora.settings import RUNS, TOY_MODEL, AskingOptions
+from blip2_qlora.settings import RUNS, TOY_MODEL, AskingOptions, CaptionOptions
 from shared.gradio_parts import LaunchOptions, bilingual_page, check_address, serve
 from shared.loading import model_folder
 from shared.options import (
@@ -36,19 +35,13 @@ from shared.options import (
     read_json,
 )
 
-if TYPE_CHECKING:
-    pass
-
 CSS_FILE = Path(__file__).with_name("demo.css")
 
 
 @dataclass
-class DemoOptions(AskingOptions, LaunchOptions, ToyOptions):
+class DemoOptions(AskingOptions, CaptionOptions, LaunchOptions, ToyOptions):
     """What the page shows"""
 
-    caption_min_tokens: int = field(
-        default=8, metadata={"help": "shortest caption (LAVIS: 8 on COCO)"}
-    )
     comparison: str | None = field(
         default=None, metadata={"help": "folder written by compare.py: its two runs are browsed"}
     )

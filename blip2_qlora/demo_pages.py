@@ -52,7 +52,7 @@ def draw_page(
     gr.Markdown(f"# {texts['title']}\n{texts['intro' if asker.has_adapter else 'intro_base']}")
     device = gr.Markdown(elem_classes="device")
     page.load(
-        lambda: device_line(language, asker.answers.device), None, device,
+        lambda: device_line(language, asker.device), None, device,
         api_visibility="private", show_progress="hidden",
     )  # fmt: skip
     if synthetic:

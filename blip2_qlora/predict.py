@@ -6,8 +6,8 @@
     python blip2_qlora/predict.py --questions blip2_qlora/data/tiny.jsonl --toy
 
 Prints one JSON line a question with `image_path, caption, question, answer`, the confidence, and
-`synthetic` where model or pictures are;
-`--output` also writes them to a file. A picture that cannot be read gives a line with `error`.
+`synthetic` where model or pictures are; `--output` also writes them to a file. A picture that
+cannot be read gives a line with `error`. A stopped run keeps its lines; the next starts anew.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from blip2_qlora.settings import TOY_MODEL, AskingOptions, BatchOptions
-from shared.answering import RecordWriter
-from shared.images import list_images
+from blip2_qlora.asking import CaptionsAndAnswers, CaptionStart
+from blip2_qlora.settings import TOY_MODEL, AskingOptions, BatchOptions, CaptionOptions
+from shared.answering import Job, RecordWriter, answer_batch
+from shared.images import list_images, open_image
 from shared.options import ToyOptions, UserError, guarded, manifest_value, parse_options
 from shared.vqav2 import Question, QuestionSet, load_rows
 
@@ -30,7 +31,7 @@ BASELINE = Path(__file__).with_name("baseline_images") / "questions.jsonl"
 
 
 @dataclass
-class PredictOptions(AskingOptions, BatchOptions, ToyOptions):
+class PredictOptions(AskingOptions, CaptionOptions, BatchOptions, ToyOptions):
     """What to look at"""
 
     image: str | None = field(default=None, metadata={"help": "one picture"})
@@ -42,10 +43,11 @@ class PredictOptions(AskingOptions, BatchOptions, ToyOptions):
         default=None, metadata={"help": "JSONL or CSV with image (relative to the file), question"}
     )
     caption_prompt: str = field(default="", metadata={"help": "start of every caption"})
-    caption_min_tokens: int = field(
-        default=8, metadata={"help": "shortest caption (LAVIS: 8 on COCO)"}
-    )
     output: str | None = field(default=None, metadata={"help": "also write the lines to this file"})
+
+    def __post_init__(self) -> None:
+        CaptionOptions.__post_init__(self)
+        BatchOptions.__post_init__(self)
 
 
 def main(options: PredictOptions) -> None:
@@ -58,19 +60,34 @@ def main(options: PredictOptions) -> None:
 
     from blip2_qlora.blip2 import load_blip2
 
-    model, processor = load_blip2(options, options.adapter)
     synthetic = manifest_value(options.model, "synthetic") or rows_are_drawn(options)
-    lines = []
-    with new_file(options.output, options.questions) as output:
-        for line in predict(model, processor, rows.questions, options):
-            if synthetic:  # so that nobody takes these words for a real model's, or real pictures'
-                line["synthetic"] = True
-            lines.append(line)
-            print(json.dumps(line, ensure_ascii=False))
-            if output is not None:  # as it is made: a stopped run keeps what it said
-                output.write([line])
+    lines: list[dict[str, Any]] = []
+    try:
+        model, processor = load_blip2(options, options.adapter)
+        with new_file(options.output, options.questions) as output:
+            for line in predict(model, processor, rows.questions, options):
+                if synthetic:  # nobody shall take these words for a real model's, or real pictures'
+                    line["synthetic"] = True
+                lines.append(line)
+                print(json.dumps(line, ensure_ascii=False))
+                if output is not None:  # as it is made: a stopped run keeps what it said
+                    output.write([line])
+    except KeyboardInterrupt:  # unlike an evaluation, this is not gone on with
+        print(interrupted(len(lines), len(rows.questions), options.output), file=sys.stderr)
+        sys.exit(130)
     if all("error" in line for line in lines):
-        raise UserError(f"no row could be answered; the first: {lines[0]['error']}")
+        raise UserError(f"no row could be answered; the first, {first_of(lines)}")
+
+
+def interrupted(done: int, n: int, output: str | None) -> str:
+    kept = f", and {output} keeps them until then" if output and done else ""
+    return f"stopped after {done} of {n} rows; the same command starts anew{kept}"
+
+
+def first_of(lines: Sequence[dict[str, Any]]) -> str:
+    """A row's error with the picture it is about, which not every error names."""
+    picture, error = lines[0]["image_path"], lines[0]["error"]
+    return error if picture in error else f"{picture}: {error}"
 
 
 def new_file(name: str | None, reads: str | None) -> AbstractContextManager[RecordWriter | None]:
@@ -123,6 +140,10 @@ def rows_to_answer(options: PredictOptions) -> QuestionSet:
         if options.question:
             raise UserError("--question goes with --image or --images")
         return load_rows(Path(options.questions) if options.questions else BASELINE)
+    if options.image and Path(options.image).is_dir():
+        raise UserError(f"{options.image}: a folder; give it as --images")
+    if options.images and Path(options.images).is_file():
+        raise UserError(f"{options.images}: a file; give a picture as --image")
     files = [Path(options.image)] if options.image else list_images(Path(options.images))
     return QuestionSet(
         [
@@ -142,31 +163,36 @@ def predict(
     model: Any, processor: Any, questions: Sequence[Question], options: PredictOptions
 ) -> Iterator[dict[str, Any]]:
     """A caption for each picture, an answer for each row that asks one; a line a row, in order."""
-    from blip2_qlora.blip2 import Blip2Answerer, base_model, caption_decoding, choose_preset
-    from shared.answering import Job, answer_batch
-    from shared.images import open_image
+    from blip2_qlora.blip2 import base_model, choose_preset
 
     preset = choose_preset(base_model(model).config, options.preset, options.prompt, options.greedy)
-    captions = caption_decoding(greedy=options.greedy, min_tokens=options.caption_min_tokens)
+    speaker = CaptionsAndAnswers(
+        model,
+        processor,
+        preset,
+        greedy=options.greedy,
+        caption_min_tokens=options.caption_min_tokens,
+    )
     for start in range(0, len(questions), options.batch_size):
         rows = questions[start : start + options.batch_size]
         pictures = {row.image_name: row for row in rows}
-        described = answer_batch(
-            Blip2Answerer(model, processor, captions),
-            [Job(row, options.caption_prompt) for row in pictures.values()],
-            lambda row: open_image(row.image),
-        )
-        caption = dict(zip(pictures, described, strict=True))
-        asking = [
-            Job(row, preset.prompt.format(row.question))
-            for row in rows
-            if row.question.strip() and caption[row.image_name]["status"] == "ok"
+        # one batch for both, so that each picture is opened and encoded once
+        captioning = [
+            Job(replace(row, sample_id=f"caption of {name}"), CaptionStart(options.caption_prompt))
+            for name, row in pictures.items()
         ]
-        answerer = Blip2Answerer(model, processor, preset.decoding)
-        answered = answer_batch(answerer, asking, lambda row: open_image(row.image))
-        answers = {record["sample_id"]: record for record in answered}
+        asking = [
+            Job(row, preset.prompt.format(row.question)) for row in rows if row.question.strip()
+        ]
+        records = {
+            record["sample_id"]: record
+            for record in answer_batch(
+                speaker, captioning + asking, lambda row: open_image(row.image)
+            )
+        }
         for row in rows:
-            seen, answer = caption[row.image_name], answers.get(row.sample_id, {})
+            seen = records[f"caption of {row.image_name}"]
+            answer = records.get(row.sample_id, {})
             line = {
                 "image_path": row.image_name,
                 "caption": seen["answer"],

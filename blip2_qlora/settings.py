@@ -22,6 +22,7 @@ DEFAULT_MODEL = "Salesforce/blip2-opt-2.7b"
 DEFAULT_DATA = DATA_ROOT / "vqav2"
 TOY_MODEL = DATA_ROOT / "toy_models" / "blip2_opt"
 TOY_DATA = DATA_ROOT / "toy" / "vqav2"
+MAX_CAPTION_TOKENS = 30  # LAVIS' caption task
 
 
 def prepare_toy() -> None:
@@ -79,6 +80,52 @@ class BatchOptions:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UserError(f"--batch_size {self.batch_size}: at least one question at a time")
+
+
+@dataclass
+class CaptionOptions:
+    """Captions"""
+
+    caption_min_tokens: int = field(
+        default=8, metadata={"help": "shortest caption (LAVIS: 8 on COCO), at most 30"}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.caption_min_tokens <= MAX_CAPTION_TOKENS:
+            raise UserError(
+                f"--caption_min_tokens {self.caption_min_tokens}: between 0 and "
+                f"{MAX_CAPTION_TOKENS}, the longest caption"
+            )
+
+
+@dataclass
+class EvaluateOptions(AskingOptions, BatchOptions, ToyOptions):
+    """Questions and run"""
+
+    data_root: str = field(
+        default=str(DEFAULT_DATA), metadata={"help": "folder in the official VQAv2 layout"}
+    )
+    split: Literal["train2014", "val2014", "test2015"] = field(
+        default="val2014", metadata={"help": "test2015 has no annotations: results file only"}
+    )
+    data: str | None = field(
+        default=None,
+        metadata={"help": "own rows instead: JSONL or CSV with image, question, answer"},
+    )
+    limit: int = field(default=1000, metadata={"help": "questions in the sample, 0 = all"})
+    seed: int = field(default=0, metadata={"help": "of the sample and of shuffled pictures"})
+    pictures: Literal["own", "shuffled"] = field(
+        default="own",
+        metadata={"help": "shuffled: a control that shows each question another's picture"},
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "run folder (default: outputs/blip2_qlora/NAME OF THE RUN)"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.limit < 0:
+            raise UserError(f"--limit {self.limit}: a number of questions, or 0 for all")
 
 
 @dataclass

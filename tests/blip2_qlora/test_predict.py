@@ -93,7 +93,7 @@ def test_rows_of_a_file_each_picture_s_caption_once(predict, folder, tmp_path, m
     lines = predict("--questions", str(file))
     assert [(line["image_path"], line["question"]) for line in lines] == rows
     assert lines[0]["caption"] == lines[2]["caption"] != lines[1]["caption"]
-    assert calls == [2, 2]  # the captions' batch and the answers' batch
+    assert calls == [2]  # one encoding of each for captions and answers
     alone = predict("--image", str(folder / "a.png"), "--question", "How many?")
     assert (alone[0]["caption"], alone[0]["answer"]) == (lines[1]["caption"], lines[1]["answer"])
 
@@ -132,21 +132,26 @@ def test_output_holds_the_printed_lines(predict, folder, tmp_path):
     assert written == lines
 
 
-def test_a_stopped_run_keeps_the_lines_that_it_said(predict, tmp_path, monkeypatch):
+def test_a_stopped_run_keeps_the_lines_that_it_said(predict, tmp_path, monkeypatch, capsys):
     """The file used to be written at the end: a thousand captions were lost with the last one."""
     output = tmp_path / "lines.jsonl"
     encode, calls = blip2.Blip2Answerer.encode_images, []
 
     def stopping(self, images):
         calls.append(1)
-        if len(calls) == 3:  # captions and answers of the first batch are done
+        if len(calls) == 2:  # captions and answers of the first batch are done
             raise KeyboardInterrupt
         return encode(self, images)
 
     monkeypatch.setattr(blip2.Blip2Answerer, "encode_images", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as exit_info:
         predict("--batch_size", "4", "--output", str(output))
+    assert exit_info.value.code == 130
     assert len(output.read_text(encoding="utf-8").splitlines()) == 4
+    # not "the same command goes on": it would begin with the first picture and a new file
+    said = capsys.readouterr().err
+    n = len((BASELINE / "questions.jsonl").read_text(encoding="utf-8").splitlines())
+    assert f"stopped after 4 of {n} rows; the same command starts anew, and {output} keeps" in said
 
 
 def test_an_unwritable_output_is_one_message(predict, folder, tmp_path):
@@ -164,6 +169,11 @@ def test_an_unwritable_output_is_one_message(predict, folder, tmp_path):
         (["--images", "no/such/folder"], "no such folder"),
         (["--questions", "no/such/file.jsonl"], "no such file"),
         (["--batch_size", "0"], "at least one question at a time"),
+        (["--caption_min_tokens", "31"], "--caption_min_tokens 31: between 0 and 30, the longest"),
+        (["--caption_min_tokens", "-1"], "--caption_min_tokens -1: between 0 and 30"),
+        (["--image", str(BASELINE)], "baseline_images: a folder; give it as --images"),
+        (["--images", __file__], "test_predict.py: a file; give a picture as --image"),
+        (["--questions", str(BASELINE)], "baseline_images: a folder; own rows are a JSONL or CSV"),
         (["--prompt", "no place for it"], "must contain {} once"),
         (["--prompt", "{} {topic}"], "must contain {} once"),
     ],
@@ -178,6 +188,12 @@ def test_nothing_readable_is_an_error(predict, folder):
     """One picture, and it is missing: the line names it, the script ends with status 2."""
     with pytest.raises(UserError, match=r"no row could be answered; .*absent.png: no such pict"):
         predict("--image", str(folder / "absent.png"))
+
+
+def test_nothing_answerable_names_the_picture_too(predict, folder):
+    """Why the question can't be answered stood alone, without the row."""
+    with pytest.raises(UserError, match=r"the first, .*a\.png: the prompt has 1,?\d+ tokens"):
+        predict("--image", str(folder / "a.png"), "--question", "why " * 1250)
 
 
 def test_a_question_of_5000_characters_keeps_its_caption(predict, folder):
