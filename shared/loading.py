@@ -205,38 +205,24 @@ def load_pretrained(
 
 
 def load_adapter(model: nn.Module, adapter: Path, base_folder: Path) -> nn.Module:
-    """Put a PEFT adapter on a base model after checking that they belong together.
+    """Put a PEFT adapter on a base model after `check_adapter` found that they belong together.
 
-    An adapter of `train.py` carries a manifest whose base fingerprint must equal this base's; a
-    plain PEFT folder loads with a warning after shapes are checked. Raises UserError otherwise.
+    A plain PEFT folder (no manifest) loads with a warning. Raises UserError otherwise.
     """
     import warnings
 
-    config_file = adapter / "adapter_config.json"
-    if not config_file.is_file():
-        raise UserError(f"{adapter}: no adapter_config.json in it, so it is not an adapter folder")
-    manifest_file = adapter / "manifest.json"
-    if manifest_file.is_file():
-        trained_on = read_json(manifest_file).get("base_fingerprint")
-        here = fingerprint(base_folder)
-        if trained_on != here:
-            raise UserError(
-                f"{adapter} was trained on {read_json(manifest_file).get('base_model')} "
-                f"(fingerprint {trained_on}), not on {base_folder} ({here}). Give that base with "
-                "--model, or train an adapter for this one."
-            )
-    else:
+    saved = check_adapter(model, adapter, base_folder)
+    if not (adapter / "manifest.json").is_file():
         warnings.warn(
             f"{adapter} has no manifest of this project: prompt, data and base can't be checked, "
             "only shapes are",
             stacklevel=2,
         )
-    saved = check_adapter_shapes(model, adapter)
     from peft import PeftModel
 
     try:
         model = PeftModel.from_pretrained(model, adapter, local_files_only=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{adapter}: peft cannot load it ({type(error).__name__}: {error})"
         ) from error
@@ -246,6 +232,44 @@ def load_adapter(model: nn.Module, adapter: Path, base_folder: Path) -> nn.Modul
         raise UserError(f"{adapter}: {len(absent)} matrices are not in its file ({absent[0]}, ...)")
     keep_trainable_after_inference(model)
     return model.eval()
+
+
+def check_adapter_folder(adapter: Path) -> dict[str, Any]:
+    """The adapter's manifest ({} of a plain PEFT folder); raises UserError for any other folder."""
+    if not (adapter / "adapter_config.json").is_file():
+        if (adapter / "adapter" / "adapter_config.json").is_file():
+            raise UserError(f"{adapter} is a run folder: you mean --adapter {adapter / 'adapter'}")
+        raise UserError(f"{adapter}: no adapter_config.json in it, so it is not an adapter folder")
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise UserError(f"{adapter}: no adapter_model.safetensors in it: its weights are missing")
+    found = {}
+    for name in ("adapter_config.json", "manifest.json"):
+        file = adapter / name
+        found[name] = read_json(file) if file.is_file() else {}
+        if not isinstance(found[name], dict):
+            raise UserError(
+                f"{file}: expected a JSON object, found a {type(found[name]).__name__}; this "
+                "adapter folder is damaged or made by another program"
+            )
+    return found["manifest.json"]
+
+
+def check_adapter(model: nn.Module, adapter: Path, base_folder: Path | None) -> set[str]:
+    """Names of the adapter's matrices when folder, base and every shape fit, else UserError.
+
+    No weight is read, so `model` may be on the meta device (`--dry_run`). An adapter of `train.py`
+    has a manifest whose base fingerprint must equal this base's, when the base is on this machine.
+    """
+    manifest = check_adapter_folder(adapter)
+    if manifest and base_folder is not None:
+        trained_on, here = manifest.get("base_fingerprint"), fingerprint(base_folder)
+        if trained_on != here:
+            raise UserError(
+                f"{adapter} was trained on {manifest.get('base_model')} (fingerprint "
+                f"{trained_on}), not on {base_folder} ({here}). Give that base with --model, or "
+                "train an adapter for this one."
+            )
+    return check_adapter_shapes(model, adapter)
 
 
 def check_adapter_shapes(model: nn.Module, adapter: Path) -> set[str]:
@@ -297,11 +321,8 @@ def adapter_fingerprint(adapter: str | None) -> str | None:
     """A short hash of an adapter's weights: the same folder may hold a newly trained one."""
     if adapter is None:
         return None
+    check_adapter_folder(Path(adapter))
     weights = Path(adapter) / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise UserError(
-            f"{adapter}: no adapter_model.safetensors in it, so it is no adapter folder"
-        )
     with weights.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()[:16]
 
@@ -319,10 +340,13 @@ class MemoryEstimate:
     def total(self) -> float:
         return self.weights + self.trainable + self.activations + self.overhead
 
+    def fits(self, size: int) -> bool:
+        """Whether a card of `size` GB holds it; a twentieth is left to the driver."""
+        return self.total <= size * 0.95
+
     def __str__(self) -> str:
         cards = ", ".join(
-            f"{size} GB: {'fits' if self.total <= size * 0.95 else 'does not fit'}"
-            for size in CARD_SIZES_GIB
+            f"{size} GB: {'fits' if self.fits(size) else 'does not fit'}" for size in CARD_SIZES_GIB
         )
         return (
             f"about {self.total:.1f} GiB (weights {self.weights:.1f}, training state "

@@ -475,15 +475,20 @@ def full_head(weights: dict[str, torch.Tensor]) -> None:
         (lambda a: edit_weights(a / ADAPTER, lose), r"1 matrices are not in its file \(.*lora_B"),
         (lambda a: edit_weights(a / ADAPTER, full_head), "no layer .* fits its .*lm_head.weight"),
         (lambda a: (a / ADAPTER).write_bytes(b"cut"), f"{ADAPTER}: cannot be read"),
-        (lambda a: (a / ADAPTER).unlink(), f"{ADAPTER}: cannot be read"),
+        (lambda a: (a / ADAPTER).unlink(), f"no {ADAPTER} in it: its weights are missing"),
         (lambda a: (a / "adapter_config.json").unlink(), "no adapter_config.json in it"),
-        (lambda a: (a / "adapter_config.json").write_text("{"), "peft cannot load it"),
+        (lambda a: (a / "adapter_config.json").write_text("{"), "adapter_config.json: not valid"),
+        (lambda a: (a / "adapter_config.json").write_text("[]"), "config.json: expected a JSON ob"),
+        (lambda a: (a / "manifest.json").write_text('["x"]'), r"manifest.json: .* found a list"),
+        (lambda a: (a / "manifest.json").write_text('null'), r"manifest.json: .* found a NoneType"),
+        (lambda a: (a / "manifest.json").write_text("no JSON"), "manifest.json: not valid JSON"),
         (lambda a: edit_json(a / "adapter_config.json", r=8), "peft cannot load it"),
         (lambda a: edit_json(a / "adapter_config.json", peft_type="?"), "peft cannot load it"),
     ],
     ids=[
         "another width", "layers that don't exist", "half a pair", "a full weight", "cut",
-        "no weights", "no config", "broken config", "another rank", "another method",
+        "no weights", "no config", "broken config", "config a list", "manifest a list",
+        "manifest null", "manifest broken", "another rank", "another method",
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:.*has no manifest")
@@ -498,8 +503,20 @@ def test_adapters_that_do_not_fit_are_refused(
 def test_an_adapter_that_is_not_there_is_named(tiny_blip2_opt, tmp_path):
     with pytest.raises(UserError, match=r"absent: no adapter_config.json in it"):
         load(tiny_blip2_opt, tmp_path / "absent")
-    with pytest.raises(UserError, match=r"absent: no adapter_model.safetensors"):
+    with pytest.raises(UserError, match=r"absent: no adapter_config.json in it"):
         adapter_fingerprint(str(tmp_path / "absent"))
+
+
+def test_a_run_folder_given_as_adapter_names_the_folder_that_was_meant(
+    tiny_blip2_opt, plain_adapter, tmp_path
+):
+    """train.py prints RUN/adapter; people give RUN."""
+    copy_of(plain_adapter, tmp_path / "run" / "adapter")
+    meant = rf"you mean --adapter {tmp_path / 'run' / 'adapter'}$"
+    with pytest.raises(UserError, match=meant):
+        load(tiny_blip2_opt, tmp_path / "run")
+    with pytest.raises(UserError, match=meant):
+        adapter_fingerprint(str(tmp_path / "run"))
 
 
 def test_adapters_are_told_apart_by_their_weights(plain_adapter, tmp_path):
