@@ -299,11 +299,9 @@ def start_run(folder: Path, config: Mapping[str, Any], *, command: str | None = 
         earlier = read_json(config_file)
         if not isinstance(earlier, dict):
             raise UserError(f"{config_file}: not a run's options; give another --output_dir")
-        differing = [
-            f"{key}: {earlier.get(key)!r} there, {config.get(key)!r} now"
-            for key in sorted((set(earlier) | set(config)) - RESULT_NEUTRAL)
-            if earlier.get(key) != json.loads(json.dumps(config.get(key)))
-        ]
+        now = json.loads(json.dumps(config))
+        kept = [{k: v for k, v in c.items() if k not in RESULT_NEUTRAL} for c in (earlier, now)]
+        differing = differences(*kept)
         if differing:
             raise UserError(
                 f"{folder} holds a run with other options ({'; '.join(differing)}). "
@@ -315,6 +313,18 @@ def start_run(folder: Path, config: Mapping[str, Any], *, command: str | None = 
     if not (folder / "environment.json").exists():
         write_json(folder / "environment.json", environment(command))
     return continued
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> list[str]:
+    """ "name: value there, value now" of every option that differs; inside groups: group.name."""
+    found = []
+    for key in sorted({*there, *now}):
+        left, right = there.get(key), now.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            found += differences(left, right, f"{within}{key}.")
+        elif left != right:
+            found.append(f"{within}{key}: {left!r} there, {right!r} now")
+    return found
 
 
 def read_json(path: Path) -> Any:
