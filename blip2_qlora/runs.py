@@ -7,6 +7,7 @@ same precision, and are scored by the same metric; then any difference is the mo
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ ADAPTER = {"adapter", "adapter_fingerprint"}
 FREE = RESULT_NEUTRAL | ADAPTER | {"model", "model_fingerprint", "revision", "device"}
 # Options whose effect is compared where it is recorded: `asked`, `compute_dtype`, the ids.
 RAW = {"preset", "prompt", "greedy", "dtype", "limit"}
+# What makes the sample of two runs of one model the same.
+SAMPLE = {"data", "data_root", "split", "data_hash", "limit", "seed", "pictures"}
 NAMES = {  # config key -> what a reader calls it
     "asked": "prompt or decoding",
     "compute_dtype": "dtype",
@@ -82,11 +85,25 @@ def differences_in_kind(base: Run, tuned: Run) -> list[str]:
         reasons.append(f"protocol: {base.metrics['metric']} against {tuned.metrics['metric']}")
     own_pictures = base.config.get("pictures") == tuned.config.get("pictures") == "own"
     ignored = FREE | RAW | ({"seed"} if own_pictures else set())  # else the seed deals the pictures
-    for key in sorted((base.config.keys() | tuned.config.keys()) - ignored):
-        ours, theirs = base.config.get(key), tuned.config.get(key)
-        if ours != theirs:
-            reasons.append(f"{NAMES.get(key, key)}: {ours!r} against {theirs!r}")
+    for key, (ours, theirs) in differing_options(base.config, tuned.config, ignored).items():
+        reasons.append(f"{NAMES.get(key, key)}: {ours!r} against {theirs!r}")
     return reasons
+
+
+def differing_options(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], ignored: Collection[str]
+) -> dict[str, tuple[Any, Any]]:
+    """Option -> both values, where they differ; of nested options only the ones that do."""
+    found = {}
+    for key in sorted((ours.keys() | theirs.keys()) - set(ignored)):
+        values = ours.get(key), theirs.get(key)
+        if values[0] == values[1]:
+            continue
+        if all(isinstance(value, dict) for value in values):
+            inside = differing_options(*values, ()).items()
+            values = {k: v[0] for k, v in inside}, {k: v[1] for k, v in inside}
+        found[key] = values
+    return found
 
 
 def paired_scores(base: Run, tuned: Run) -> tuple[list[float], list[float], list[Any]]:
@@ -108,10 +125,14 @@ def compare_runs(base: Run, tuned: Run) -> PairedComparison:
     return compare_paired(*paired_scores(base, tuned))
 
 
-def find_zero_shot(folder: Path) -> Path | None:
-    """The newest finished run beside `folder` that differs from it in nothing but the adapter."""
+def find_zero_shot(folder: Path) -> tuple[Path | None, list[str]]:
+    """The zero-shot run beside `folder` of the same sample and base model, and how it differs.
+
+    The one with the fewest differences, then the newest; without any it can be compared.
+    """
     ours = read_json(folder / "config.json")
-    found = []
+    ignored = RESULT_NEUTRAL | ADAPTER | RAW | {"device", "model", "revision"}
+    found: list[tuple[int, float, Path, list[str]]] = []
     for metrics_file in folder.parent.glob("*/metrics.json"):
         config_file = metrics_file.with_name("config.json")
         if not config_file.is_file():
@@ -122,10 +143,16 @@ def find_zero_shot(folder: Path) -> Path | None:
             continue
         if not isinstance(theirs, dict):  # a broken neighbour is no reason to fail here
             continue
-        keys = (ours.keys() | theirs.keys()) - RESULT_NEUTRAL - ADAPTER
-        if not theirs.get("adapter") and all(ours.get(k) == theirs.get(k) for k in keys):
-            found.append((metrics_file.stat().st_mtime, config_file.parent))
-    return max(found)[1] if found else None
+        same = all(ours.get(k) == theirs.get(k) for k in SAMPLE | {"model_fingerprint", "script"})
+        if theirs.get("adapter") or not same:
+            continue
+        differences = [
+            f"{NAMES.get(key, key)} ({there!r} there, {here!r} here)"
+            for key, (here, there) in differing_options(ours, theirs, ignored).items()
+        ]
+        age = -metrics_file.stat().st_mtime
+        found.append((len(differences), age, config_file.parent, differences))
+    return min(found)[2:] if found else (None, [])
 
 
 def summary_line(comparison: PairedComparison) -> str:

@@ -161,6 +161,12 @@ def write_scores(folder: Path, scored: Sequence[Record], metrics: Mapping[str, A
     write_json(folder / "metrics.json", metrics)
 
 
+def results_file(split: str, run: str, sample: int | None) -> str:
+    """Name of the official results file; a sample's says its size, as no server takes it."""
+    part = split if sample is None else f"{split}_sample{sample}"
+    return f"v2_OpenEnded_mscoco_{part}_{run}_results.json"
+
+
 def official_results(records: Sequence[Record]) -> list[dict[str, Any]]:
     """The evaluation server's format; an error is an empty answer there, which scores 0."""
     return [

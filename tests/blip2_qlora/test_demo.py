@@ -489,6 +489,12 @@ def test_dry_run_needs_no_weights(tiny_blip2_opt: Path, tmp_path: Path) -> None:
     assert "only the base model answers" in done.stdout
 
 
+@pytest.mark.parametrize("tokens", [-1, 31])
+def test_a_caption_s_least_length_has_bounds(tokens: int) -> None:
+    with pytest.raises(UserError, match=f"--caption_min_tokens {tokens}: between 0 and 30"):
+        DemoOptions(caption_min_tokens=tokens)
+
+
 @pytest.mark.slow
 def test_without_weights_two_commands_are_named() -> None:
     done = run_demo("--model", "nobody/nothing")

@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 
 from blip2_qlora import blip2
-from blip2_qlora.evaluate import EvaluateOptions, main
+from blip2_qlora.evaluate import main
+from blip2_qlora.evaluation_summary import change_against_zero_shot
+from blip2_qlora.runs import find_zero_shot
 from blip2_qlora.scoring import PUBLISHED_UNDER, score_run
-from shared.options import REPO_ROOT, MissingError, UserError, parse_options
+from blip2_qlora.settings import EvaluateOptions
+from shared.options import REPO_ROOT, MissingError, UserError, parse_options, write_json
 from shared.vqa_score import score_vqa, validate_results
 
 SCRIPT = REPO_ROOT / "blip2_qlora" / "evaluate.py"
@@ -91,7 +94,7 @@ def test_a_run_writes_its_files(evaluate, small_vqav2, tmp_path, capsys):
     said = capsys.readouterr().out
     assert {path.name for path in run.iterdir()} == {
         "config.json", "environment.json", "predictions.jsonl", "scored.jsonl", "metrics.json",
-        "v2_OpenEnded_mscoco_val2014_run_results.json",
+        "v2_OpenEnded_mscoco_val2014_sample40_run_results.json",
     }  # fmt: skip
     metrics = read(run / "metrics.json")
     assert metrics["counts"]["expected"] == metrics["counts"]["answered"] == 40
@@ -113,8 +116,24 @@ def test_the_results_file_is_what_the_server_takes(evaluate, small_vqav2, tmp_pa
     run = evaluate(tmp_path / "run", "--limit", "0")
     questions = read(small_vqav2 / "v2_OpenEnded_mscoco_val2014_questions.json")
     assert validate_results(read(results_file(run)), questions) == []
+    assert results_file(run).name == "v2_OpenEnded_mscoco_val2014_run_results.json"
+
+
+def test_the_results_file_of_a_sample_says_so(evaluate, small_vqav2, own_vqav2, edit_questions,
+                                              tmp_path):  # fmt: skip
+    """It has the server's format, and would be refused there."""
     half = evaluate(tmp_path / "half", "--limit", "30")
-    assert "30 questions without answer" in validate_results(read(results_file(half)), questions)[0]
+    assert results_file(half).name == "v2_OpenEnded_mscoco_val2014_sample30_half_results.json"
+    questions = read(small_vqav2 / "v2_OpenEnded_mscoco_val2014_questions.json")
+    missing, sample = validate_results(read(results_file(half)), questions)
+    assert "30 questions without answer" in missing
+    assert "30 of 60 questions are answered, so these are the results of a sample" in sample
+    # more than there are is all of them; a row that was left out is not
+    all_of_it = evaluate(tmp_path / "all", "--limit", "61")
+    assert results_file(all_of_it).name == "v2_OpenEnded_mscoco_val2014_all_results.json"
+    edit_questions(own_vqav2, "val2014", lambda rows: rows[0].update(question=""))
+    less = evaluate(tmp_path / "less", "--data_root", str(own_vqav2), "--limit", "0")
+    assert results_file(less).name == "v2_OpenEnded_mscoco_val2014_sample59_less_results.json"
 
 
 @pytest.mark.parametrize("protocol", sorted(PUBLISHED_UNDER))
@@ -293,6 +312,9 @@ def test_bad_rows_are_counted_in_the_metrics(evaluate, own_vqav2, edit_questions
         (["--prompt", "no place"], "must contain {} once"),
         (["--adapter", "no/such/folder"], "no adapter_model.safetensors in it"),
         (["--data", "absent.jsonl"], "absent.jsonl: no such file"),
+        (["--data", str(TINY_ROWS.parent)], "data: a folder; own rows are a JSONL or CSV file"),
+        (["--data_root", __file__], "test_evaluate.py: a file; --data_root takes the folder"),
+        (["--model", __file__], "test_evaluate.py: a file; --model takes the folder"),
         (["--device", "cuda:99"], "--device cuda:99: this"),
     ],
 )
@@ -466,20 +488,20 @@ def test_rows_that_were_edited_since_are_refused(evaluate, tmp_path):
 
 
 def test_shuffled_pictures_show_each_question_another_picture(evaluate, tmp_path, monkeypatch):
-    from shared import images
+    from blip2_qlora import evaluation_setup
 
     opened: list[str] = []
-    open_image = images.open_image
+    open_image = evaluation_setup.open_image
 
     def watched(path):
         opened.append(Path(path).name)
         return open_image(path)
 
-    monkeypatch.setattr(images, "open_image", watched)
+    monkeypatch.setattr(evaluation_setup, "open_image", watched)
     own = evaluate(tmp_path / "own", "--limit", "40")
     own_opened, opened = opened.copy(), []
-    monkeypatch.setattr(images, "open_image", lambda p: (opened.append(Path(p).name),
-                                                         open_image(p))[1])  # fmt: skip
+    monkeypatch.setattr(evaluation_setup, "open_image", lambda p: (opened.append(Path(p).name),
+                                                                   open_image(p))[1])  # fmt: skip
     shuffled = evaluate(tmp_path / "shuffled", "--limit", "40", "--pictures", "shuffled")
     # the same pictures, each once, in another order; the records name the questions' own
     assert sorted(opened) == sorted(own_opened) == sorted(set(opened))
@@ -510,6 +532,53 @@ def test_dry_run_loads_no_weights(evaluate, tiny_blip2_opt, tmp_path, monkeypatc
     assert " Answer:'" in said
     assert "24 GB: fits" in said
     assert not (tmp_path / "run").exists()
+
+
+# The change against the zero-shot run
+
+
+@pytest.fixture
+def adapted(evaluate, tmp_path):
+    """A finished run, as if it had been made with an adapter."""
+
+    def make(*argv: str) -> Path:
+        run = evaluate(tmp_path / "runs" / "tuned", "--limit", "20", *argv)
+        config = read(run / "config.json")
+        write_json(run / "config.json", config | {"adapter": "a", "adapter_fingerprint": "1"})
+        return run
+
+    return make
+
+
+def test_the_change_is_against_the_zero_shot_run_of_the_same_sample(evaluate, adapted, tmp_path):
+    """Another way to name the same dtype, or a later run of another sample, is no hindrance."""
+    tuned = adapted()
+    zero_shot = evaluate(tmp_path / "runs" / "zero", "--limit", "20", "--dtype", "float32")
+    evaluate(tmp_path / "runs" / "other", "--limit", "19")
+    assert find_zero_shot(tuned) == (zero_shot, [])
+    said = change_against_zero_shot(tuned)
+    assert said.startswith(f"change against {zero_shot}: +0.00 points")
+    (zero_shot / "predictions.jsonl").unlink()
+    assert "no change to show, as the zero-shot run can't be read" in change_against_zero_shot(
+        tuned
+    )
+
+
+def test_a_zero_shot_run_that_differs_in_more_than_the_adapter_is_named(
+    evaluate, adapted, tmp_path
+):
+    """It used to be: no zero-shot run of the same sample, when there was one in full precision."""
+    tuned = adapted("--quantization", "nf4")
+    assert change_against_zero_shot(tuned).startswith("no zero-shot run of the same sample beside")
+    full = evaluate(tmp_path / "runs" / "full", "--limit", "20")
+    evaluate(tmp_path / "runs" / "far", "--limit", "20", "--prompt", "Q: {} A:")
+    said = change_against_zero_shot(tuned)
+    assert (
+        f"{full} asked the same sample, but with another quantisation ('none' there, 'nf4'" in said
+    )
+    assert "the same command without --adapter" in said
+    exact = evaluate(tmp_path / "runs" / "exact", "--limit", "20", "--quantization", "nf4")
+    assert change_against_zero_shot(tuned).startswith(f"change against {exact}: ")
 
 
 # Scoring as a pure function

@@ -1,0 +1,123 @@
+"""What `evaluate.py` settles before the model answers: questions, run folder, prompts, the plan.
+
+python blip2_qlora/evaluate.py --toy --dry_run
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blip2_qlora.settings import EvaluateOptions, data_hash
+from shared.answering import Job, shuffle_pictures
+from shared.images import open_image
+from shared.loading import adapter_fingerprint, fingerprint, model_folder, pick_device, pick_dtype
+from shared.options import UserError, manifest_value, portable_path, resolved_config
+from shared.vqav2 import Question, QuestionSet, load_rows, load_split
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from blip2_qlora.blip2 import Preset
+
+
+def load_questions(options: EvaluateOptions) -> tuple[QuestionSet, bool]:
+    """The sample to ask, and whether it is everything that the split or file holds."""
+    rows = (
+        load_rows(Path(options.data))
+        if options.data
+        else load_split(Path(options.data_root), options.split)
+    )
+    unasked = [q for q in rows.questions if not q.question.strip()]
+    if unasked:
+        raise UserError(
+            f"{options.data}: {len(unasked)} rows have no question; predict.py captions"
+        )
+    sample = rows.sample(options.limit, options.seed)
+    return sample, len(sample.questions) == len(rows.questions) and not rows.problems
+
+
+def run_name(options: EvaluateOptions) -> str:
+    """What ran, in the folder's name: data, sample, model, adapter, and what is not the default."""
+    adapter = Path(options.adapter).resolve() if options.adapter else None
+    parts = [
+        Path(options.data).stem if options.data else options.split,
+        str(options.limit or "all"),
+        f"seed{options.seed}" if options.limit else "",
+        Path(options.model).name,
+        f"{adapter.parent.name}_{adapter.name}" if adapter else "zero-shot",
+        "" if options.quantization == "none" else options.quantization,
+        "" if options.preset == "paper" else options.preset,
+        "greedy" if options.greedy else "",
+        "" if options.pictures == "own" else "shuffled",
+    ]
+    return "_".join(part for part in parts if part)
+
+
+def choose_asking(options: EvaluateOptions) -> Preset:
+    from blip2_qlora.blip2 import choose_preset, read_config
+
+    config = read_config(options.model, options.revision)
+    return choose_preset(config, options.preset, options.prompt, options.greedy)
+
+
+def run_config(options: EvaluateOptions, preset: Preset) -> dict[str, Any]:
+    """`config.json`: the options and what they came to. Raises where model or device is missing."""
+    base_folder = model_folder(options.model, options.revision)
+    dtype = pick_dtype(options.dtype, pick_device(options.device))
+    return resolved_config(
+        options,
+        script="evaluate",
+        asked={"prompt": preset.prompt, **asdict(preset.decoding)},
+        compute_dtype=str(dtype).removeprefix("torch."),
+        model_fingerprint=fingerprint(base_folder),
+        adapter_fingerprint=adapter_fingerprint(options.adapter),
+        data_hash=data_hash(options.data_root, options.data),
+    )
+
+
+def adapter_notes(options: EvaluateOptions, prompt: str) -> list[str]:
+    """Where this evaluation asks the adapter otherwise than it was trained."""
+    if not options.adapter:
+        return []
+    trained = {key: manifest_value(options.adapter, key) for key in ("quantization", "prompt")}
+    here = {"quantization": options.quantization, "prompt": prompt}
+    return [
+        f"note: the adapter was trained with {key} {trained[key]!r}, it is evaluated with {value!r}"
+        for key, value in here.items()
+        if trained[key] not in (None, value)
+    ]
+
+
+def jobs_of(sample: QuestionSet, preset: Preset) -> list[Job]:
+    return [Job(question, preset.prompt.format(question.question)) for question in sample.questions]
+
+
+def picture_opener(sample: QuestionSet, options: EvaluateOptions) -> Callable[[Question], Image]:
+    """Opens the picture that is shown with a question: its own, or by --pictures another's."""
+    shown = (
+        shuffle_pictures(sample.questions, options.seed) if options.pictures == "shuffled" else {}
+    )
+    return lambda question: open_image(shown.get(question.sample_id, question).image)
+
+
+def print_plan(options: EvaluateOptions, sample: QuestionSet, folder: Path, preset: Preset) -> None:
+    """--dry_run: the sample, one prompt, the memory; no weights are loaded."""
+    from blip2_qlora.blip2 import language_model_kind, read_config
+    from blip2_qlora.planning import inference_plan
+
+    config = read_config(options.model, options.revision)
+    print(f"run:      {portable_path(folder)}")
+    print(f"model:    {options.model} ({language_model_kind(config)})")
+    print(f"sample:   {len(sample.questions)} questions, {len(sample.problems)} bad rows left out")
+    plan = inference_plan(
+        config,
+        preset,
+        sample.questions[0].question,
+        quantization=options.quantization,
+        dtype=options.dtype,
+        batch=options.batch_size,
+    )
+    print("\n".join(plan))
