@@ -39,7 +39,7 @@ toy-models: setup  ## trains the committed toy checkpoints from nothing
 sample: quickstart  ## the committed sample run: 200 questions before and after, report, curve
 	$(RUN) blip2_qlora/evaluate.py --toy --quantization nf4 --limit 200 --output_dir outputs/sample/zero-shot
 	$(RUN) blip2_qlora/evaluate.py --toy --quantization nf4 --limit 200 --adapter $(OUT)/quickstart_qlora/adapter --output_dir outputs/sample/tuned
-	$(RUN) blip2_qlora/compare.py --base outputs/sample/zero-shot --tuned outputs/sample/tuned --output_dir outputs/sample/report
+	$(RUN) blip2_qlora/compare.py --base_run outputs/sample/zero-shot --tuned_run outputs/sample/tuned --output_dir outputs/sample/report
 	mkdir -p outputs/sample/training
 	cp $(OUT)/quickstart_qlora/config.json $(OUT)/quickstart_qlora/environment.json $(OUT)/quickstart_qlora/metrics.json $(OUT)/quickstart_qlora/metrics.jsonl $(OUT)/quickstart_qlora/curve.png outputs/sample/training/
 

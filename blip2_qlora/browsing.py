@@ -50,6 +50,10 @@ def chosen_runs(
     """
     given: list[str | None] = [base_run, tuned_run]
     if comparison:
+        if Path(comparison).is_file():
+            raise UserError(
+                f"{comparison}: a file; --comparison takes the folder: {Path(comparison).parent}"
+            )
         content = read_json(Path(comparison) / "comparison.json")
         try:
             compared = [str(locate(content[side]["folder"])) for side in ("base", "tuned")]
@@ -59,6 +63,8 @@ def chosen_runs(
     elif not any(given):
         given = [str(runs / name) if (runs / name).is_dir() else None for name in QUICKSTART]
     for folder in given:
+        if folder and Path(folder).is_file():
+            raise UserError(f"{folder}: a file; expected the run's folder: {Path(folder).parent}")
         if folder and not Path(folder).is_dir():
             raise UserError(f"{folder}: no such run folder; evaluate.py writes it")
     base, tuned = (Path(folder).resolve() if folder else None for folder in given)

@@ -6,8 +6,8 @@ dtype) are refused, or shown under a red banner with `--force`. Two files of `pr
 gallery. `--verify` scores a run's records again and compares.
 
     python blip2_qlora/compare.py --toy                         # the two runs of make quickstart
-    python blip2_qlora/compare.py --base outputs/blip2_qlora/RUN --tuned outputs/blip2_qlora/RUN2
-    python blip2_qlora/compare.py --base before.jsonl --tuned after.jsonl --images_root photos/
+    python blip2_qlora/compare.py --base_run RUN --tuned_run RUN   # two folders of evaluate.py
+    python blip2_qlora/compare.py --base_run a.jsonl --tuned_run b.jsonl --images_root photos/
     python blip2_qlora/compare.py --verify outputs/blip2_qlora/RUN
 
 Reads config.json, environment.json, predictions.jsonl, scored.jsonl, metrics.json of both runs and
@@ -31,8 +31,8 @@ from shared.options import UserError, guarded, parse_options, portable_path, wri
 BASELINE_PICTURES = Path(__file__).with_name("baseline_images")  # predict.py's default
 MOST_DIFFERENCES = 20  # printed by --verify
 TOY_DEFAULTS = {
-    "base": str(RUNS / "quickstart_zero-shot"),
-    "tuned": str(RUNS / "quickstart_tuned"),
+    "base_run": str(RUNS / "quickstart_zero-shot"),
+    "tuned_run": str(RUNS / "quickstart_tuned"),
     "output_dir": str(RUNS / "quickstart_report"),
 }
 
@@ -41,10 +41,10 @@ TOY_DEFAULTS = {
 class CompareOptions:
     """What is compared, and the page"""
 
-    base: str | None = field(
+    base_run: str | None = field(
         default=None, metadata={"help": "run folder of evaluate.py, or a file of predict.py"}
     )
-    tuned: str | None = field(default=None, metadata={"help": "the same, of the other model"})
+    tuned_run: str | None = field(default=None, metadata={"help": "the same, of the other model"})
     output_dir: str | None = field(
         default=None,
         metadata={
@@ -121,11 +121,11 @@ def read_both(options: CompareOptions) -> tuple[Run, Run]:
     """Two run folders, or two files of predict.py. Raises UserError for anything else."""
     from blip2_qlora.comparison import read_predictions
 
-    if not options.base or not options.tuned:
+    if not options.base_run or not options.tuned_run:
         finished = sorted(portable_path(p.parent) for p in RUNS.glob("*/scored.jsonl"))
         there = "\n  ".join(finished) or "none yet: python blip2_qlora/evaluate.py --toy makes one"
-        raise UserError(f"give two runs, --base and --tuned. Finished runs here:\n  {there}")
-    paths = [Path(options.base), Path(options.tuned)]
+        raise UserError(f"give two: --base_run and --tuned_run. Finished runs here:\n  {there}")
+    paths = [Path(options.base_run), Path(options.tuned_run)]
     for path in paths:
         if not path.exists():
             made_by = "make quickstart" if options.toy else "evaluate.py, or predict.py --output"

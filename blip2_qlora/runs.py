@@ -23,6 +23,11 @@ FREE = RESULT_NEUTRAL | ADAPTER | {"model", "model_fingerprint", "revision", "de
 RAW = {"preset", "prompt", "greedy", "dtype", "limit"}
 # What makes the sample of two runs of one model the same.
 SAMPLE = {"data", "data_root", "split", "data_hash", "limit", "seed", "pictures"}
+SCORED_KEYS = ("sample_id", "score", "scores", "exact_match", "image_id", "question_type",
+               "answer_type")  # fmt: skip
+RECORD_KEYS = ("sample_id", "image", "question", "question_type", "answer_type", "raw_output",
+               "answer", "references", "confidence", "finish_reason", "status",
+               "error")  # fmt: skip
 NAMES = {  # config key -> what a reader calls it
     "asked": "prompt or decoding",
     "compute_dtype": "dtype",
@@ -47,22 +52,33 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Raises UserError when the folder is no finished run, naming the command that finishes it."""
+    """Raises UserError when the folder is no finished run, naming the command that finishes it,
+    and for a row that lacks what a comparison needs, naming it."""
+    if folder.is_file():
+        raise UserError(f"{folder}: a file; expected the run's folder: {folder.parent}")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; evaluate.py writes it")
     for name in ("config.json", "metrics.json", "predictions.jsonl", "scored.jsonl"):
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder}: no {name} in it. It is not a finished run of evaluate.py; "
                 "the same evaluate.py command goes on with an unfinished one"
             )
-    try:
-        lines = (folder / "scored.jsonl").read_text(encoding="utf-8").split("\n")
-        scored = {row["sample_id"]: row for row in map(json.loads, filter(None, lines))}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'scored.jsonl'}: not rows of scores ({error})") from error
+    scored = read_scored(folder / "scored.jsonl")
     records = read_records(folder / "predictions.jsonl")
-    absent = scored.keys() - records.keys()
+    absent = [key for key in scored if key not in records]
     if absent:
-        raise UserError(f"{folder}: {len(absent)} scored questions have no record; score it again")
+        raise UserError(
+            f"{folder}: {len(absent)} scored questions have no record, the first {absent[0]}; the "
+            "same evaluate.py command answers them"
+        )
+    for key in scored:
+        lacking = next((name for name in RECORD_KEYS if name not in records[key]), None)
+        if lacking:
+            raise UserError(
+                f"{folder / 'predictions.jsonl'}: the record of {key} has no {lacking!r}; delete "
+                "that line, and the same evaluate.py command answers the question again"
+            )
     return Run(
         folder=folder,
         config=read_json(folder / "config.json"),
@@ -70,6 +86,30 @@ def read_run(folder: Path) -> Run:
         records={key: records[key] for key in scored},
         scored=scored,
     )
+
+
+def read_scored(path: Path) -> dict[str, dict[str, Any]]:
+    """sample_id -> its row of `scored.jsonl`. Raises UserError with the line that is none."""
+    scored = {}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            scored[row["sample_id"]] = row
+            lacking = [name for name in SCORED_KEYS if name not in row]
+            if lacking:
+                raise KeyError(lacking[0])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} line {number}: not a row of scores ({error}); the same evaluate.py "
+                "command scores the run again"
+            ) from error
+    return scored
 
 
 def differences_in_kind(base: Run, tuned: Run) -> list[str]:

@@ -134,8 +134,8 @@ def report(tmp_path: Path, base: Path, tuned: Path, tiny_charts: None) -> Callab
 
     def run(**options: Any) -> str:
         folder = tmp_path / "report"
-        given = {"base": str(base), "tuned": str(tuned), "output_dir": str(folder)} | options
-        main(CompareOptions(**given))
+        given = {"base_run": str(base), "tuned_run": str(tuned), "output_dir": str(folder)}
+        main(CompareOptions(**(given | options)))
         return (folder / "report.html").read_text(encoding="utf-8")
 
     return run
@@ -239,7 +239,7 @@ def test_other_prompt_decoding_or_dtype_is_refused(
 ) -> None:
     other = make_run("other", 6, **config)
     with pytest.raises(UserError, match=reason):
-        report(tuned=str(other))
+        report(tuned_run=str(other))
     assert not (tmp_path / "report").exists()
 
 
@@ -291,7 +291,7 @@ def test_comparable_runs_have_no_banner(report) -> None:
 
 def test_another_model_is_comparable(make_run, report) -> None:
     other = make_run("other", 6, model="another/model")
-    assert 'class="banner"' not in report(tuned=str(other))
+    assert 'class="banner"' not in report(tuned_run=str(other))
 
 
 def test_tampered_scores_are_refused(tuned: Path, report) -> None:
@@ -309,11 +309,11 @@ def test_adapter_trained_on_the_scored_questions_is_flagged(
     write_json(tmp_path / "adapter" / "manifest.json", {"data": learned})
     run = make_run("contaminated", 6, adapter=str(tmp_path / "adapter"))
     assert adapter_manifest(read_run(run)) == {"data": learned}
-    page = report(tuned=str(run))
+    page = report(tuned_run=str(run))
     assert 'class="banner"' in page
     assert "contaminated: its adapter was trained on val2014 of" in page
     write_json(tmp_path / "adapter" / "manifest.json", {"data": {**learned, "split": "train2014"}})
-    assert 'class="banner"' not in report(tuned=str(run))
+    assert 'class="banner"' not in report(tuned_run=str(run))
 
 
 # Page and text
@@ -360,7 +360,7 @@ def test_without_any_picture_the_page_still_comes(report, data_root: Path) -> No
 def test_empty_strata_say_none(base: Path, report) -> None:
     edit_records(base, lambda rows: [row.update(answer="x", status="ok", error=None)
                                      for row in rows])  # fmt: skip
-    page = report(tuned=str(base))
+    page = report(tuned_run=str(base))
     assert page.count('<p class="note">none</p>') == 3  # all but the confident errors
     assert "No clear difference" in page
 
@@ -416,7 +416,7 @@ def test_own_rows_are_found_beside_their_file(make_run, report, tmp_path: Path) 
     Image.new("RGB", (9, 9)).save(tmp_path / "mine" / "val2014" / "4.jpg")
     own = {"data": str(tmp_path / "mine" / "rows.jsonl")}
     runs = [make_run(f"own{side}", side, **own) for side in (5, 6)]
-    page = report(base=str(runs[0]), tuned=str(runs[1]))
+    page = report(base_run=str(runs[0]), tuned_run=str(runs[1]))
     assert page.count('src="data:image/jpeg') == 2  # question 6, in two strata
     assert "own rows, " in page
 
@@ -452,7 +452,8 @@ def test_two_files_of_predict_give_a_gallery(
     before = write_rows(tmp_path / "before.jsonl", rows)
     rows[0]["answer"], rows[1]["caption"] = "dog", "another shape"
     after = write_rows(tmp_path / "after.jsonl", rows)
-    page = report(base=str(before), tuned=str(after), images_root=str(data_root / "val2014"))
+    pictures = str(data_root / "val2014")
+    page = report(base_run=str(before), tuned_run=str(after), images_root=pictures)
     assert "2 of 4 differ" in capsys.readouterr().out
     assert page.count('src="data:image/jpeg') == 3
     assert "another shape" in page
@@ -470,9 +471,9 @@ def test_predictions_of_other_pictures_are_refused(tmp_path: Path, report) -> No
     before = write_rows(tmp_path / "before.jsonl", [prediction("1.jpg", "What?", "cat")])
     after = write_rows(tmp_path / "after.jsonl", [prediction("2.jpg", "What?", "cat")])
     with pytest.raises(UserError, match="questions differ"):
-        report(base=str(before), tuned=str(after))
+        report(base_run=str(before), tuned_run=str(after))
     with pytest.raises(UserError, match="no question in common"):
-        report(base=str(before), tuned=str(after), force=True)
+        report(base_run=str(before), tuned_run=str(after), force=True)
 
 
 def test_the_same_question_twice_is_two_rows(tmp_path: Path) -> None:
@@ -487,7 +488,7 @@ def test_the_same_question_twice_is_two_rows(tmp_path: Path) -> None:
 def test_files_of_a_toy_model_keep_its_notice(tmp_path: Path, report) -> None:
     rows = [prediction("1.jpg", "What?", "cat", synthetic=True)]
     file = str(write_rows(tmp_path / "toy.jsonl", rows))
-    assert "SYNTHETIC" in report(base=file, tuned=file)
+    assert "SYNTHETIC" in report(base_run=file, tuned_run=file)
 
 
 def test_what_is_no_row_of_predict_is_named(tmp_path: Path) -> None:
@@ -502,7 +503,44 @@ def test_what_is_no_row_of_predict_is_named(tmp_path: Path) -> None:
 def test_a_run_and_a_file_are_not_compared(tmp_path: Path, report) -> None:
     file = write_rows(tmp_path / "rows.jsonl", [prediction("1.jpg", "What?", "cat")])
     with pytest.raises(UserError, match="not one of each"):
-        report(tuned=str(file))
+        report(tuned_run=str(file))
+
+
+# What a folder does not hold
+
+
+def test_a_file_is_no_run_and_its_folder_is_named(base: Path, tuned: Path) -> None:
+    for where in (base / "metrics.json", base / "predictions.jsonl"):
+        with pytest.raises(UserError, match=rf"{where.name}: a file; .* folder: {base}$"):
+            main(CompareOptions(verify=str(where)))
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        main(CompareOptions(verify=str(base / "nowhere")))
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "message"),
+    [
+        ("predictions.jsonl", "answer", r"predictions.jsonl: the record of 3 has no 'answer'"),
+        ("predictions.jsonl", "references", r"record of 3 has no 'references'"),
+        ("scored.jsonl", "score", r"scored.jsonl line 3: not a row of scores \('score'\)"),
+    ],
+)
+def test_a_row_without_its_prediction_or_score_is_named(
+    base: Path, report, file: str, key: str, message: str
+) -> None:
+    """The page and the demo would meet it as a KeyError, far from its file."""
+    rows = [json.loads(line) for line in (base / file).read_text("utf-8").splitlines()]
+    del rows[2][key]
+    write_rows(base / file, rows)
+    with pytest.raises(UserError, match=message):
+        report()
+
+
+def test_a_scored_question_without_record_says_what_to_do(base: Path, report) -> None:
+    rows = [json.loads(line) for line in (base / "predictions.jsonl").read_text().splitlines()]
+    write_rows(base / "predictions.jsonl", rows[1:])
+    with pytest.raises(UserError, match="1 scored questions have no record, the first 1; the"):
+        report()
 
 
 # --verify
@@ -562,12 +600,12 @@ def run_script(*arguments: str, cwd: Path = REPO_ROOT) -> subprocess.CompletedPr
 @pytest.mark.slow
 def test_command_line(base: Path, tuned: Path, tmp_path: Path) -> None:
     done = run_script(
-        "--base", "zero-shot", "--tuned", "tuned", "--output_dir", "out", cwd=tmp_path
+        "--base_run", "zero-shot", "--tuned_run", "tuned", "--output_dir", "out", cwd=tmp_path
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "out" / "report.html").is_file()
     (base / "metrics.json").unlink()
-    done = run_script("--base", str(base), "--tuned", str(tuned))
+    done = run_script("--base_run", str(base), "--tuned_run", str(tuned))
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "metrics.json" in done.stderr
@@ -575,10 +613,10 @@ def test_command_line(base: Path, tuned: Path, tmp_path: Path) -> None:
 
 
 def test_without_runs_the_message_says_how_to_make_them() -> None:
-    with pytest.raises(UserError, match=r"--base and --tuned"):
+    with pytest.raises(UserError, match=r"--base_run and --tuned_run"):
         main(CompareOptions())
     with pytest.raises(UserError, match="make quickstart writes it"):
-        main(CompareOptions(base="/nowhere/run", tuned="/nowhere/run2", toy=True))
+        main(CompareOptions(base_run="/nowhere/run", tuned_run="/nowhere/run2", toy=True))
 
 
 def test_unwritable_output_folder(report, tmp_path: Path) -> None:
@@ -592,7 +630,7 @@ def test_report_in_a_browser(
     base: Path, tuned: Path, tmp_path: Path, chromium_page, page_log: dict[str, list[str]]
 ) -> None:
     folder = tmp_path / "report"
-    main(CompareOptions(base=str(base), tuned=str(tuned), output_dir=str(folder)))
+    main(CompareOptions(base_run=str(base), tuned_run=str(tuned), output_dir=str(folder)))
     chromium_page.on("dialog", lambda dialog: pytest.fail("a script of an answer ran"))
     chromium_page.goto((folder / "report.html").as_uri())
     widths = chromium_page.eval_on_selector_all("img", "all => all.map(i => i.naturalWidth)")

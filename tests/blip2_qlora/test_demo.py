@@ -227,6 +227,10 @@ def test_which_runs_are_browsed(runs: tuple[Path, Path], tmp_path: Path) -> None
     assert chosen_runs(None, None, None, tmp_path) == (None, quickstart)
     with pytest.raises(UserError, match=r"nowhere: no such run folder; evaluate\.py writes it"):
         chosen_runs(None, "nowhere", None, empty)
+    with pytest.raises(UserError, match=r"config.json: a file; expected the run's folder"):
+        chosen_runs(None, str(runs[0] / "config.json"), None, empty)
+    with pytest.raises(UserError, match=r"comparison.json: a file; --comparison takes the folder"):
+        chosen_runs(str(report / "comparison.json"), None, None, empty)
     write_json(report / "comparison.json", {"base": 1})
     with pytest.raises(UserError, match="names no two runs"):
         chosen_runs(str(report), None, None, empty)

@@ -94,7 +94,7 @@ def test_everything_says_synthetic(runs):
 
 def test_the_report_holds_both_figures(runs):
     said = script(
-        "compare.py", "--base", str(runs / "zero-shot"), "--tuned", str(runs / "tuned"),
+        "compare.py", "--base_run", str(runs / "zero-shot"), "--tuned_run", str(runs / "tuned"),
         "--output_dir", str(runs / "report"),
     )  # fmt: skip
     html = (runs / "report" / "report.html").read_text(encoding="utf-8")
