@@ -310,7 +310,7 @@ def test_bad_rows_are_counted_in_the_metrics(evaluate, own_vqav2, edit_questions
         (["--limit", "-1"], "--limit -1: a number of questions, or 0 for all"),
         (["--batch_size", "0"], "at least one question at a time"),
         (["--prompt", "no place"], "must contain {} once"),
-        (["--adapter", "no/such/folder"], "no adapter_model.safetensors in it"),
+        (["--adapter", "no/such/folder"], "no/such/folder: no adapter_"),
         (["--data", "absent.jsonl"], "absent.jsonl: no such file"),
         (["--data", str(TINY_ROWS.parent)], "data: a folder; own rows are a JSONL or CSV file"),
         (["--data_root", __file__], "test_evaluate.py: a file; --data_root takes the folder"),
