@@ -1,0 +1,234 @@
+"""Options of training, and where models and data lie; the toy world's in their place."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from shared.options import DATA_ROOT, OUTPUTS, REPO_ROOT, ToyOptions, UserError
+
+EXPERIMENT = "llava_repro"
+RUNS = OUTPUTS / EXPERIMENT
+TOY_DATA = DATA_ROOT / "toy" / "llava"
+TOY_CLIP = DATA_ROOT / "toy_models" / "clip"
+TOY_QWEN2 = DATA_ROOT / "toy_models" / "qwen2"
+TOY_LLAVA = DATA_ROOT / "toy_models" / "llava"
+ARCHITECTURES = Path(__file__).with_name("architectures.json")
+
+# What may train in which stage (LLaVA, section 4.2; "full" also opens the vision tower).
+TRAIN_TYPES = {
+    "pretrain": ("freeze_vision_and_llm",),
+    "finetune": ("freeze_vision", "lora", "qlora", "full"),
+}
+
+
+# LLaVA's scripts: AdamW without decay, 3 % warm-up, cosine. Rates and batches are in configs/.
+TRAINING_DEFAULTS = {
+    "output_dir": "",
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 16,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.03,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "logging_steps": 10,
+    "eval_strategy": "steps",
+    "eval_steps": 500,
+    "save_strategy": "steps",
+    "save_steps": 500,
+    "save_total_limit": 2,
+    "report_to": "none",
+    "dataloader_num_workers": 4,
+    "seed": 0,
+}
+
+
+def prepare_toy() -> None:
+    """Draw the toy conversations and their pictures (some seconds, once)."""
+    from shared.toy_world.build import ensure_llava
+
+    ensure_llava(TOY_DATA)
+
+
+def from_root(path: str | None) -> str | None:
+    """A path as given; if nothing is there, the one of that name under the repository root.
+
+    So that the presets' `data/llava/...` is found from inside the experiment's folder too.
+    """
+    if path is None or Path(path).is_absolute() or Path(path).exists():
+        return path
+    at_root = REPO_ROOT / path
+    return str(at_root) if at_root.exists() else path
+
+
+def toy_defaults(stage: str) -> dict[str, Any]:
+    """The toy's parts, data and settings of a stage."""
+    from llava_repro.toy_recipe import TRAINING
+
+    return {
+        "vision_tower": str(TOY_CLIP),
+        "language_model": str(TOY_QWEN2),
+        "data": str(TOY_DATA / f"{stage}.jsonl"),
+        "output_dir": str(RUNS / f"toy_{stage}"),
+        "template": "plain" if stage == "pretrain" else None,
+        "projector": None if stage == "pretrain" else str(RUNS / "toy_pretrain"),
+        "group_by_modality_length": stage == "finetune",
+        "save_model": True,
+        "dataloader_num_workers": 0,
+        **TRAINING[stage],
+    }
+
+
+def stage_of(argv: list[str]) -> str:
+    """The stage as argparse will read it: it decides the toy's other defaults."""
+    stage = "pretrain"
+    for i, token in enumerate(argv):
+        if token.startswith("--stage="):
+            stage = token.partition("=")[2]
+        elif token == "--stage" and i + 1 < len(argv):
+            stage = argv[i + 1]
+    return stage if stage in TRAIN_TYPES else "pretrain"
+
+
+def known_architecture(name: str) -> dict[str, Any] | None:
+    """Numbers of a published model's config.json, for plans where the model is not on disk."""
+    entry = json.loads(ARCHITECTURES.read_text(encoding="utf-8")).get(name)
+    return None if entry is None else entry["config"]
+
+
+@dataclass
+class LlavaParts:
+    """Model: a whole LLaVA, or the parts that one is made from"""
+
+    model: str | None = field(
+        default=None, metadata={"help": "LLaVA folder (any layout that convert.py reads)"}
+    )
+    vision_tower: str | None = field(
+        default=None, metadata={"help": "CLIP, SigLIP or Chinese-CLIP: folder or downloaded id"}
+    )
+    language_model: str | None = field(
+        default=None, metadata={"help": "causal language model: folder or downloaded Hub id"}
+    )
+    projector_type: str = field(
+        default="mlp2x_gelu", metadata={"help": "linear, mlp2x_gelu, mlpNx_gelu, identity"}
+    )
+    projector: str | None = field(
+        default=None, metadata={"help": "projector of stage 1: its run folder, or a file"}
+    )
+    vision_feature_layer: int = field(
+        default=-2, metadata={"help": "which of the tower's hidden states is the picture"}
+    )
+    template: str | None = field(
+        default=None,
+        metadata={"help": "named prompt of templates.py (plain, vicuna_v1, ...); none = the chat "
+                  "template of the tokenizer"},
+    )  # fmt: skip
+    device: str = field(default="auto", metadata={"help": "auto or cpu; GPUs by the launcher"})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto",
+        metadata={"help": "of frozen weights and computation; auto: bfloat16 where the GPU has it"},
+    )
+
+
+@dataclass
+class TrainOptions(LlavaParts, ToyOptions):
+    """What trains, and on what"""
+
+    stage: Literal["pretrain", "finetune"] = field(
+        default="pretrain", metadata={"help": "1: the projector; 2: the language model too"}
+    )
+    train_type: str | None = field(
+        default=None,
+        metadata={"help": "pretrain: freeze_vision_and_llm; finetune: freeze_vision (default), "
+                  "lora, qlora, full"},
+    )  # fmt: skip
+    projector_learning_rate: float | None = field(
+        default=None, metadata={"help": "of the projector; none = --learning_rate"}
+    )
+    lora_rank: int = field(default=64, metadata={"help": "rank r of the LoRA matrices"})
+    lora_alpha: int = field(default=16, metadata={"help": "LoRA scale is alpha / r"})
+    lora_dropout: float = field(default=0.05, metadata={"help": "dropout before LoRA"})
+    data: str | None = field(
+        default=None, metadata={"help": "conversations: LLaVA JSON, JSON lines or Parquet"}
+    )
+    image_root: str | None = field(
+        default=None, metadata={"help": "folder of the pictures; none = that of --data"}
+    )
+    limit: int = field(default=0, metadata={"help": "rows drawn with --seed, 0 = all"})
+    n_samples: int = field(
+        default=0, metadata={"help": "rows that --dry_run counts with where --data is not there"}
+    )
+    validation_samples: int = field(
+        default=200, metadata={"help": "rows held out by picture for the validation loss, 0 = none"}
+    )
+    max_length: int = field(
+        default=2048, metadata={"help": "tokens of a sample; text is shortened, pictures never"}
+    )
+    image_aspect_ratio: Literal["square", "pad"] = field(
+        default="square",
+        metadata={"help": "square: the tower's own resizing and cropping; pad: a mean-coloured "
+                  "square around the picture"},
+    )  # fmt: skip
+    group_by_modality_length: bool = field(
+        default=False, metadata={"help": "batches of pictures or of text alone, of like length"}
+    )
+    validate: bool = field(
+        default=False, metadata={"help": "check every row and every picture's header first"}
+    )
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "samples a step over all devices; sets --gradient_accumulation_steps"},
+    )
+    batch_size: int | None = field(
+        default=None,
+        metadata={"help": "samples per device: alias of --per_device_train_batch_size"},
+    )
+    save_model: bool = field(
+        default=False,
+        metadata={"help": "also write the whole model after pretrain or LoRA (merged)"},
+    )
+
+    def __post_init__(self) -> None:
+        least = {"lora_rank": 1, "limit": 0, "validation_samples": 0, "max_length": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise UserError(f"--{name} {getattr(self, name)}: at least {bound}")
+        for name in ("batch_size", "global_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: at least one sample")
+        if self.train_type is None:
+            self.train_type = TRAIN_TYPES[self.stage][0]
+        if self.train_type not in TRAIN_TYPES[self.stage]:
+            raise UserError(
+                f"--stage {self.stage} --train_type {self.train_type}: no such combination; "
+                f"{self.stage} trains {' or '.join(TRAIN_TYPES[self.stage])}"
+            )
+        if self.model is None and (self.vision_tower is None or self.language_model is None):
+            raise UserError(
+                "which model? Give --model LLAVA_FOLDER, or --vision_tower and --language_model, a "
+                "preset (llava_repro/configs/*.yaml), or --toy"
+            )
+        if self.model is not None and (self.vision_tower or self.language_model):
+            raise UserError("--model is a whole LLaVA: leave --vision_tower and --language_model")
+        if self.data is None:
+            raise UserError("which data? Give --data FILE (and --image_root FOLDER), or --toy")
+        if self.train_type == "qlora" and self.save_model:
+            raise UserError(
+                "--save_model: a 4-bit base cannot take the merged LoRA without loss; train with "
+                "--train_type lora, or use the adapter as it is"
+            )
+        self.data, self.image_root = from_root(self.data), from_root(self.image_root)
+        self.projector = from_root(self.projector)
+        fresh = self.model is None and self.projector is None and self.projector_type != "identity"
+        if self.stage == "finetune" and fresh and not self.dry_run:
+            raise UserError(
+                "--stage finetune starts from a trained projector: give --projector with the run "
+                "folder of stage 1 (outputs/llava_repro/...) or a file of weights"
+            )
+
+    @property
+    def quantization(self) -> str:
+        return "nf4" if self.train_type == "qlora" else "none"
