@@ -27,9 +27,10 @@ from blip2_qlora.blip2 import (
     prompt_ids,
     room_for_prompt,
 )
+from blip2_qlora.settings import TrainOptions
 from shared.images import ImageError, header_size, open_image
 from shared.options import UserError
-from shared.vqav2 import Question
+from shared.vqav2 import Question, QuestionSet, load_rows, load_split
 
 HEADERS_CHECKED = 2000  # before training; the rest is met, and counted, on the way
 
@@ -40,6 +41,13 @@ class PictureGroup:
 
     image: Path
     questions: tuple[Question, ...]
+
+
+def load_questions(options: TrainOptions, seed: int) -> QuestionSet:
+    """Own rows, or the train split; a sample of them with --limit."""
+    if options.data:
+        return load_rows(Path(options.data), need_answer=True).sample(options.limit, seed)
+    return load_split(Path(options.data_root), "train2014").sample(options.limit, seed)
 
 
 def group_by_picture(questions: Sequence[Question], most: int) -> list[PictureGroup]:

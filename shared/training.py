@@ -24,9 +24,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
 from shared.options import UserError, read_json, write_json
+from shared.training_flags import check_training_flags, is_true
 
 TRAINABLE_FILE = "trainable.safetensors"
 CHECKPOINT_MANIFEST = "checkpoint_manifest.json"
@@ -44,7 +46,12 @@ class VlmTrainer(Trainer):
     """`transformers.Trainer` with the contracts of this file.
 
     `validate` returns figures without prefix, `selection` names the one to keep the best weights by
-    (higher is better), `keep_best(metrics)` writes them where the experiment wants them.
+    (higher is better, of "loss" lower), `keep_best(metrics)` writes them where the experiment wants
+    them. `learning_rates` maps the start of parameters' names to a learning rate of their own
+    (`{"projector.": 2e-5}`); all else, --optim, --weight_decay and the schedule included, holds for
+    them too. `sampler` gives the order of the training samples for all processes together: a
+    function of its seed and of the epoch alone, which `set_epoch(n)` tells it before each pass, or
+    a continued run would see other data.
     """
 
     def __init__(
@@ -57,13 +64,14 @@ class VlmTrainer(Trainer):
         validate: Callable[[], dict[str, float]],
         selection: str,
         keep_best: Callable[[Mapping[str, Any]], None],
+        learning_rates: Mapping[str, float] | None = None,
+        sampler: Sampler[int] | None = None,
     ) -> None:
-        if args.load_best_model_at_end:
-            raise UserError("--load_best_model_at_end: the best weights are always kept; leave it")
-        if args.n_gpu > 1:  # nn.DataParallel would cut pictures and questions apart
+        check_training_flags(args)
+        if sampler is not None and args.train_sampling_strategy != "random":
             raise UserError(
-                f"{args.n_gpu} GPUs are visible to one process: start it with accelerate launch, "
-                "or show it one of them (CUDA_VISIBLE_DEVICES=0)"
+                f"--train_sampling_strategy {args.train_sampling_strategy}: this training has an "
+                "order of samples of its own"
             )
         args.remove_unused_columns = False
         args.dataloader_pin_memory = torch.cuda.is_available()  # without a GPU it only warns
@@ -78,6 +86,8 @@ class VlmTrainer(Trainer):
         self.validate = validate
         self.selection = selection
         self.keep_best = keep_best
+        self.learning_rates = dict(learning_rates or {})
+        self.sampler = sampler
         self.skipped: list[str] = []
         self._latest: tuple[int, dict[str, float]] = (-1, {})
         self._staging: Path | None = None
@@ -89,20 +99,22 @@ class VlmTrainer(Trainer):
     def train_or_continue(self) -> int:
         """Train from the newest whole checkpoint of the run folder, or from the start.
 
-        Returns the number of steps done. `--resume_from_checkpoint` names another one.
+        Returns the number of steps done. `--resume_from_checkpoint FOLDER` names another one.
         """
         given = self.args.resume_from_checkpoint
-        checkpoint = Path(given) if given else newest_checkpoint(self.folder)
+        named = given is not None and not is_true(given)
+        checkpoint = Path(given) if named else newest_checkpoint(self.folder)
+        if given is not None and checkpoint is None:
+            raise UserError(f"--resume_from_checkpoint {given}: no whole one in {self.folder}")
+        step = -1
         if checkpoint is not None:
+            self.args.eval_on_start = False  # the start was before the checkpoint
             problem = checkpoint_problem(checkpoint)
             if problem:
                 raise UserError(f"{checkpoint}: {problem}")
             step = read_json(checkpoint / "trainer_state.json")["global_step"]
             print(f"continuing from {checkpoint.name}")
-            truncate_curve(self.folder / CURVE_FILE, after_step=step)
-        else:
-            step = -1
-            truncate_curve(self.folder / CURVE_FILE, after_step=step)
+        truncate_curve(self.folder / CURVE_FILE, after_step=step)
         best = self.folder / "best.json"
         if best.is_file() and read_json(best)["step"] > step:
             best.unlink()  # of a training that is about to be repeated, or of another one
@@ -122,6 +134,30 @@ class VlmTrainer(Trainer):
             if row["step"] == step and f"eval_{self.selection}" in row:
                 figures = {k: v for k, v in row.items() if k.startswith("eval_")}
                 self._latest = (step, {k.removeprefix("eval_"): v for k, v in figures.items()})
+
+    # Optimizer and order of the samples
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """transformers' own, its groups cut where `learning_rates` says so."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if fresh and self.learning_rates:
+            named = dict((self.model if model is None else model).named_parameters())
+            give_own_learning_rates(optimizer, named, self.learning_rates)
+        return optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
+
+    def _run_epoch(self, *, epoch: int, train_dataloader: Any, **rest: Any) -> None:
+        """Tell the sampler its epoch here: accelerate does not reach it in a continued run of
+        several processes (data_loader.py, `set_epoch`: a SkipBatchSampler around a shard)."""
+        inner = train_dataloader.batch_sampler
+        while hasattr(inner, "batch_sampler"):
+            inner = inner.batch_sampler
+        if hasattr(inner.sampler, "set_epoch"):
+            inner.sampler.set_epoch(epoch)
+        super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **rest)
 
     # Steps
 
@@ -180,7 +216,8 @@ class VlmTrainer(Trainer):
         if self.is_world_process_zero():
             best_file = self.folder / "best.json"
             best = read_json(best_file)[self.selection] if best_file.is_file() else None
-            if best is None or figures[self.selection] > best:
+            sign = -1 if self.selection == "loss" else 1
+            if best is None or sign * figures[self.selection] > sign * best:
                 self.keep_best({**figures, "step": self.state.global_step})
                 write_json(best_file, {**figures, "step": self.state.global_step})
         return metrics
@@ -298,6 +335,25 @@ def check_gradients(model: nn.Module, where: str) -> None:
         raise NonFiniteError(
             f"{len(bad)} gradients are not finite ({bad[0]}, ...) {where}; no step was made"
         )
+
+
+def give_own_learning_rates(
+    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], rates: Mapping[str, float]
+) -> None:
+    """Move parameters whose name starts with a key of `rates` into groups with that learning rate.
+
+    The first groups stay first, so that the logged learning rate is --learning_rate's. Call it
+    before the first step. Raises UserError when a key fits nothing that trains.
+    """
+    for prefix, rate in rates.items():
+        own = {id(p) for name, p in named.items() if name.startswith(prefix) and p.requires_grad}
+        if not own:
+            raise UserError(f"a learning rate for {prefix!r}, but nothing of that name trains")
+        for group in list(optimizer.param_groups):
+            moved = [p for p in group["params"] if id(p) in own]
+            if moved:
+                group["params"] = [p for p in group["params"] if id(p) not in own]
+                optimizer.param_groups.append({**group, "params": moved, "lr": rate})
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
@@ -430,7 +486,8 @@ def plot_curve(path: Path, output: Path, *, selection: str) -> None:
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
             left.plot(*zip(*points, strict=True), label=label, **style)
-    points = [(row["step"], row[f"eval_{selection}"]) for row in rows if f"eval_{selection}" in row]
+    key = f"eval_{selection}"
+    points = [(row["step"], row[key]) for row in rows if key in row and key != "eval_loss"]
     handles, labels = left.get_legend_handles_labels()
     if points:
         right = left.twinx()

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import Sampler
 
 from shared import training
-from shared.options import UserError
+from shared.options import REPO_ROOT, UserError
 from shared.training import (
     CHECKPOINT_MANIFEST,
     CURVE_FILE,
@@ -66,7 +71,14 @@ def collate(rows: list[dict]) -> dict:
     }
 
 
-def trainer_in(folder: Path, data: list[dict] | None = None, **flags) -> VlmTrainer:
+def trainer_in(
+    folder: Path,
+    data: list[dict] | None = None,
+    learning_rates: dict[str, float] | None = None,
+    sampler: Sampler[int] | None = None,
+    selection: str = "accuracy",
+    **flags,
+) -> VlmTrainer:
     from transformers import TrainingArguments
 
     settings = {
@@ -80,12 +92,41 @@ def trainer_in(folder: Path, data: list[dict] | None = None, **flags) -> VlmTrai
         args=TrainingArguments(output_dir=str(folder), **settings),
         train_dataset=data or samples(),
         data_collator=collate,
-        validate=lambda: {"loss": 1.0, "accuracy": float(trainer.state.global_step == 4)},
-        selection="accuracy",
+        validate=lambda: {
+            "loss": abs(trainer.state.global_step - 4.0),
+            "accuracy": float(trainer.state.global_step == 4),
+        },
+        selection=selection,
         keep_best=lambda figures: best.write_text(str(figures["step"])),
+        learning_rates=learning_rates,
+        sampler=sampler,
     )
     folder.mkdir(parents=True, exist_ok=True)
     return trainer
+
+
+class TwoKinds(Sampler[int]):
+    """Batches of four of one kind (even or odd rows), dealt anew in each pass: as a training on
+    rows with and without pictures wants them."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n, self.seed, self.epoch = n, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self):
+        shuffle = random.Random(f"{self.seed} {self.epoch}").shuffle
+        batches = []
+        for kind in (0, 1):
+            rows = list(range(kind, self.n, 2))
+            shuffle(rows)
+            batches += [rows[i : i + 4] for i in range(0, len(rows), 4)]
+        shuffle(batches)
+        yield from (i for batch in batches for i in batch)
 
 
 class StopAt:
@@ -131,6 +172,185 @@ def test_resume_equals_uninterrupted(tmp_path, accumulation):
     assert {r["step"] for r in curve(tmp_path / "broken")} == {1, 2, 3, 4, 5, 6}
 
 
+def stopped_and_continued(folder: Path, stop: int, **settings) -> VlmTrainer:
+    """A training that dies after its step `stop` and is started again in "another process"."""
+    settings = {key: make() if callable(make) else make for key, make in settings.items()}
+    broken = trainer_in(folder, **settings)
+    StopAt(broken, stop)
+    with pytest.raises(KeyboardInterrupt):
+        broken.train_or_continue()
+    torch.manual_seed(99)
+    random.seed(99)
+    np.random.seed(99)
+    return trainer_in(folder, **settings)
+
+
+@pytest.mark.parametrize("stop", [5, 7, 9])
+@pytest.mark.parametrize("flags", [{}, {"lr_scheduler_type": "cosine", "warmup_steps": 2}])
+def test_resume_is_exact_with_a_sampler_and_learning_rates_of_their_own(tmp_path, stop, flags):
+    """Ten steps of four rows are two and a half passes: stopped within the second and the third."""
+    settings = {
+        "sampler": lambda: TwoKinds(16, seed=5), "learning_rates": {"trained.bias": 0.01},
+        "max_steps": 10, "weight_decay": 0.1, **flags,
+    }  # fmt: skip
+    whole = trainer_in(tmp_path / "whole", **settings | {"sampler": TwoKinds(16, seed=5)})
+    whole.train_or_continue()
+    again = stopped_and_continued(tmp_path / "broken", stop, **settings)
+    assert again.train_or_continue() == 10
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(again)[name]), name
+    assert curve(tmp_path / "whole") == curve(tmp_path / "broken")
+
+
+def test_a_sampler_decides_which_rows_learn_together(tmp_path):
+    """Each batch of one kind, each pass through all rows, another order in each."""
+    trainer = trainer_in(tmp_path, sampler=TwoKinds(16, seed=5), max_steps=8, eval_strategy="no")
+    seen = []
+    step = trainer.training_step
+
+    def remember(model, inputs, n=None):
+        seen.append([int(name[1:]) for name in inputs["sample_ids"]])
+        return step(model, inputs, n)
+
+    trainer.training_step = remember
+    trainer.train_or_continue()
+    assert [len({i % 2 for i in batch}) for batch in seen] == [1] * 8
+    passes = [[i for batch in seen[start : start + 4] for i in batch] for start in (0, 4)]
+    assert [sorted(order) for order in passes] == [list(range(16))] * 2
+    assert passes[0] != passes[1]
+
+
+def test_a_sampler_and_a_sampling_flag_exclude_each_other(tmp_path):
+    with pytest.raises(UserError, match=r"--train_sampling_strategy sequential: .* of its own"):
+        trainer_in(tmp_path, sampler=TwoKinds(16, 5), train_sampling_strategy="sequential")
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "adafactor"])
+def test_parameters_with_a_learning_rate_of_their_own(tmp_path, optim):
+    """The flags hold for both groups: optimizer, decay (not of biases), schedule; the logged rate
+    is --learning_rate's."""
+    trainer = trainer_in(
+        tmp_path, learning_rates={"trained.weight": 0.02}, optim=optim, weight_decay=0.3,
+        lr_scheduler_type="linear", learning_rate=0.1, max_steps=4, logging_steps=1,
+    )  # fmt: skip
+    groups = trainer.create_optimizer().param_groups
+    model = trainer.model
+    found = {
+        name: (group["lr"], group["weight_decay"])
+        for name, parameter in model.named_parameters()
+        for group in groups
+        if any(parameter is p for p in group["params"])
+    }
+    assert found == {"trained.weight": (0.02, 0.3), "trained.bias": (0.1, 0.0)}
+    assert len(trainer.create_optimizer().param_groups) == len(groups)  # not cut twice
+    trainer.train_or_continue()
+    rates = [row["learning_rate"] for row in curve(tmp_path) if "learning_rate" in row]
+    assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])
+
+
+def test_a_learning_rate_of_its_own_moves_what_it_names(tmp_path):
+    """Rate 0 for the bias: it stays, the weight goes on as without."""
+    trainer = trainer_in(tmp_path, learning_rates={"trained.bias": 0.0})
+    before = weights(trainer)
+    trainer.train_or_continue()
+    after = weights(trainer)
+    assert torch.equal(before["trained.bias"], after["trained.bias"])
+    assert not torch.equal(before["trained.weight"], after["trained.weight"])
+
+
+@pytest.mark.parametrize("prefix", ["projector.", "frozen."])
+def test_a_learning_rate_for_nothing_that_trains_is_an_error(tmp_path, prefix):
+    trainer = trainer_in(tmp_path, learning_rates={prefix: 0.1})
+    with pytest.raises(UserError, match=f"a learning rate for '{prefix}', but nothing"):
+        trainer.train_or_continue()
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+from tests.shared.test_training import StopAt, TwoKinds, trainer_in
+folder, stop = Path(sys.argv[1]), int(sys.argv[2])
+for name, sampler in (("own", TwoKinds(16, seed=5)), ("theirs", None)):
+    trainer = trainer_in(folder / name, sampler=sampler, max_steps=7, eval_strategy="no",
+                         per_device_train_batch_size=2)
+    if stop:
+        StopAt(trainer, stop)
+    try:
+        trainer.train_or_continue()
+    except KeyboardInterrupt:
+        pass
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_continue_in_the_right_pass(tmp_path):
+    """accelerate does not tell a sampler its epoch in a continued run of several processes: stopped
+    in the second pass, it dealt the rows of the first again."""
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(script)]
+
+    def run(folder: str, stop: int) -> None:
+        done = subprocess.run(
+            [*launch, str(tmp_path / folder), str(stop)], capture_output=True, text=True,
+            cwd=REPO_ROOT, env=os.environ | {"PYTHONPATH": "."},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    run("whole", 0)
+    run("broken", 7)  # four steps a pass, checkpoints after 2, 4 and 6
+    assert newest_checkpoint(tmp_path / "broken" / "own").name == "checkpoint-6"
+    run("broken", 0)
+    for sampler in ("own", "theirs"):
+        whole, broken = (
+            load_file(tmp_path / run / sampler / "checkpoint-7" / "trainable.safetensors")
+            for run in ("whole", "broken")
+        )
+        assert all(torch.equal(whole[name], broken[name]) for name in whole), sampler
+
+
+def test_resume_true_takes_the_newest_whole_checkpoint(tmp_path, capsys):
+    """transformers reads it as text: the folder named "true" was not found."""
+    stopped_and_continued(tmp_path, 5)
+    assert trainer_in(tmp_path, resume_from_checkpoint="true").train_or_continue() == 6
+    assert "continuing from checkpoint-4" in capsys.readouterr().out
+    for checkpoint in list_checkpoints(tmp_path):
+        (checkpoint / CHECKPOINT_MANIFEST).unlink()
+    with pytest.raises(UserError, match="--resume_from_checkpoint true: no whole one in"):
+        trainer_in(tmp_path, resume_from_checkpoint="true").train_or_continue()
+
+
+def test_an_evaluation_at_the_start_is_made_at_the_start_only(tmp_path):
+    whole = trainer_in(tmp_path / "whole", eval_on_start=True)
+    whole.train_or_continue()
+    again = stopped_and_continued(tmp_path / "broken", 5, eval_on_start=True)
+    again.train_or_continue()
+    assert [row["step"] for row in curve(tmp_path / "broken") if "eval_loss" in row] == [0, 2, 4, 6]
+    assert curve(tmp_path / "whole") == curve(tmp_path / "broken")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"dataloader_num_workers": 1},
+        {"train_sampling_strategy": "sequential"},
+        {"data_seed": 8},
+        {"include_num_input_tokens_seen": "all"},
+        {"lr_scheduler_type": "reduce_lr_on_plateau"},
+        {"optim": "adamw_8bit"},
+    ],
+    ids=lambda flags: " ".join(map(str, flags.values())),
+)
+def test_resume_is_exact_with_flags_that_users_know(tmp_path, flags):
+    whole = trainer_in(tmp_path / "whole", max_steps=10, **flags)
+    whole.train_or_continue()
+    again = stopped_and_continued(tmp_path / "broken", 7, max_steps=10, **flags)
+    assert again.train_or_continue() == 10
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(again)[name]), name
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
     trainer_in(tmp_path).train_or_continue()
     newest, older = list_checkpoints(tmp_path)
@@ -164,8 +384,6 @@ def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path, monkeypatch):
 
 
 def test_checkpoints_hold_no_pickles_and_only_trained_weights(tmp_path):
-    from safetensors.torch import load_file
-
     trainer_in(tmp_path).train_or_continue()
     newest = list_checkpoints(tmp_path)[0]
     assert set(load_file(newest / "trainable.safetensors")) == {"trained.weight", "trained.bias"}
@@ -238,6 +456,12 @@ def test_the_best_validation_is_kept(tmp_path):
     trainer_in(tmp_path).train_or_continue()
     assert (tmp_path / "best.txt").read_text() == "4"
     assert json.loads((tmp_path / "best.json").read_text())["accuracy"] == 1.0
+
+
+def test_of_losses_the_lowest_is_the_best(tmp_path):
+    trainer_in(tmp_path, selection="loss").train_or_continue()
+    assert (tmp_path / "best.txt").read_text() == "4"
+    assert json.loads((tmp_path / "best.json").read_text())["loss"] == 0.0
 
 
 def test_skipped_samples_are_counted_against_a_bound(tmp_path):

@@ -1,0 +1,153 @@
+"""Flags of `transformers.TrainingArguments`: which are refused here, and which decide the result.
+
+Every experiment takes them all. What would crash in the middle, or would be read by nobody, is
+refused with one message before a model is loaded (`check_training_flags`). What decides the result
+is recorded in the run's config.json (`recorded_flags`), so that a run is only continued with the
+same: everything but the short list `NEUTRAL`, so that a flag of a later transformers is recorded
+unless somebody has thought about it. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.options import UserError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+OWN_VALIDATION = "validation is the experiment's own and doesn't read it"
+BEST_IS_KEPT = "the best weights of every validation are kept anyway (adapter/, best.json)"
+COMPUTE = "the models compute in --dtype, in training and in validation"
+# Flag -> why it can't have another value than transformers' default.
+REFUSED = {
+    "label_smoothing_factor": "the models compute the plain cross-entropy of the learned tokens",
+    "neftune_noise_alpha": "there is no one embedding to put the noise on: image tokens join later",
+    "torch_compile": "not made to work with 4-bit weights and batches of changing shape",
+    "torch_compile_backend": "--torch_compile does not work here",
+    "torch_compile_mode": "--torch_compile does not work here",
+    "use_liger_kernel": "it patches whole transformers models, here is one inside another",
+    "auto_find_batch_size": "a run's batch size is part of its result; give a smaller --batch_size",
+    "load_best_model_at_end": BEST_IS_KEPT,
+    "metric_for_best_model": BEST_IS_KEPT,
+    "greater_is_better": BEST_IS_KEPT,
+    "save_only_model": "such a checkpoint could not be continued; adapter/ is the small thing",
+    "ignore_data_skip": "a continued run would see other data than an uninterrupted one",
+    "dataloader_persistent_workers": "a continued run would draw other random numbers",
+    "push_to_hub": "upload the finished folder: hf upload NAME FOLDER",
+    "do_predict": "evaluate.py answers and scores a split",
+    "fp16_full_eval": COMPUTE,
+    "bf16_full_eval": COMPUTE,
+    "prediction_loss_only": OWN_VALIDATION,
+    "eval_do_concat_batches": OWN_VALIDATION,
+    "eval_use_gather_object": OWN_VALIDATION,
+    "eval_accumulation_steps": OWN_VALIDATION,
+    "include_for_metrics": OWN_VALIDATION,
+    "batch_eval_metrics": OWN_VALIDATION,
+    "label_names": OWN_VALIDATION,
+}
+# These don't change what comes out: a run may be continued with others.
+NEUTRAL = frozenset(
+    {
+        *("output_dir", "run_name", "project", "resume_from_checkpoint", "local_rank"),
+        *("logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter"),
+        *("log_level", "log_level_replica", "log_on_each_node", "disable_tqdm", "report_to"),
+        *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "debug"),
+        *("include_num_input_tokens_seen", "skip_memory_metrics", "torch_empty_cache_steps"),
+        *("save_strategy", "save_steps", "save_total_limit", "save_on_each_node"),
+        *("enable_jit_checkpoint", "restore_callback_states_from_checkpoint"),
+        *("hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
+        *("hub_revision", "do_train", "do_eval", "per_device_eval_batch_size", "ddp_timeout"),
+        *("dataloader_num_workers", "dataloader_pin_memory"),
+        *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+        *("activation_checkpointing", "activation_checkpointing_kwargs"),
+        *("gradient_checkpointing", "gradient_checkpointing_kwargs"),  # their older names
+    }
+)
+
+
+def check_training_flags(training: TrainingArguments) -> None:
+    """Raises UserError that names every flag which can't be obeyed, and why.
+
+    Call it when `output_dir` stands and before a model is loaded.
+    """
+    problems = []
+    defaults = {
+        field.name: field.default_factory()
+        if field.default is dataclasses.MISSING
+        else field.default
+        for field in dataclasses.fields(training)
+        if field.name in REFUSED
+    }
+    derived = {}  # transformers sets these two itself for schedules that follow the validation loss
+    if training.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+        derived = {"metric_for_best_model": "loss", "greater_is_better": False}
+    for name, default in defaults.items():
+        value = getattr(training, name)
+        if value != default and value != derived.get(name, default):
+            problems.append(f"--{name} {value}: {REFUSED[name]}")
+    if training.save_strategy == "best":
+        problems.append(f"--save_strategy best: {BEST_IS_KEPT}; steps, epoch or no")
+    if training.train_sampling_strategy not in {"random", "sequential"}:
+        problems.append(
+            f"--train_sampling_strategy {training.train_sampling_strategy}: samples have no length "
+            "before their picture is read; random or sequential"
+        )
+    problems += resume_problems(training)
+    if training.n_gpu > 1:  # nn.DataParallel would cut pictures and questions apart
+        problems.append(
+            f"{training.n_gpu} GPUs are visible to one process: start it with accelerate launch, "
+            "or show it one of them (CUDA_VISIBLE_DEVICES=0)"
+        )
+    if problems:
+        raise UserError("\n  ".join(["these training flags do not work here:", *problems]))
+
+
+def resume_problems(training: TrainingArguments) -> list[str]:
+    """What is wrong with --resume_from_checkpoint: a folder, or "true" for the newest one."""
+    given, folder = training.resume_from_checkpoint, Path(training.output_dir)
+    if given is None:
+        return []
+    if is_true(given):
+        if any(folder.glob("checkpoint-*")):
+            return []
+        return [
+            f"--resume_from_checkpoint {given}: there is no checkpoint in {folder}; leave the flag "
+            "out: a run continues from its newest checkpoint when it has one"
+        ]
+    if str(given).lower() in {"false", "no", "0"}:
+        return [
+            f"--resume_from_checkpoint {given}: a run always continues where it stopped; give "
+            "another --output_dir to start anew"
+        ]
+    return [] if Path(given).is_dir() else [f"--resume_from_checkpoint {given}: no such folder"]
+
+
+def is_true(value: Any) -> bool:
+    """Whether a text flag means yes; transformers declares --resume_from_checkpoint as text."""
+    return str(value).lower() in {"true", "yes", "1"}
+
+
+def recorded_flags(training: TrainingArguments) -> dict[str, Any]:
+    """The flags that decide the result, and the number of processes, as plain JSON values."""
+    flags = {
+        name: value
+        for name, value in training.to_dict().items()
+        if name not in NEUTRAL and name not in REFUSED
+    }
+    flags["world_size"] = training.world_size
+    return json.loads(json.dumps(flags, default=str))
+
+
+def steps_of_epochs(training: TrainingArguments, n_samples: int) -> int:
+    """Optimizer steps of --num_train_epochs, as the Trainer counts them: a rest is a step too."""
+    a_batch = training.per_device_train_batch_size * training.world_size
+    batches = (
+        n_samples // a_batch if training.dataloader_drop_last else math.ceil(n_samples / a_batch)
+    )
+    steps = math.ceil(batches / training.gradient_accumulation_steps)
+    return math.ceil(training.num_train_epochs * steps)
