@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,8 +27,8 @@ from blip2_qlora.blip2 import (
 )
 from blip2_qlora.settings import TrainOptions
 from blip2_qlora.training_data import PictureGroup, show_labels
-from shared.loading import GIB, MemoryEstimate, model_folder, weight_bytes
-from shared.options import UserError, portable_path
+from shared.loading import GIB, MemoryEstimate, check_adapter, model_folder, weight_bytes
+from shared.options import MissingError, UserError, portable_path
 from shared.vqav2 import Question, QuestionSet
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 # For the time of a training: an RTX 3090's 71 TFLOP/s in bfloat16, a third of it reached.
 ASSUMED_FLOPS = 71e12 / 3
+TIMED_CARD_GB = 24
+# Of a VQAv2 question and its answer, as the estimates count them.
+PROMPT_TOKENS, ANSWER_TOKENS = 12, 4
 
 
 def count_parameters(config: Blip2Config) -> dict[str, int]:
@@ -86,25 +90,44 @@ def estimate_memory(
     dtype: torch.dtype,
     pictures: int,
     questions: int,
-    text_tokens: int,
+    prompt_tokens: int,
+    answer_tokens: int,
     n_trainable: int = 0,
     num_beams: int = 1,
+    recompute_every: int = 0,
 ) -> MemoryEstimate:
     """GiB on one card from sizes alone: weights, training state, activations.
 
     Activations per layer and token of the language model, D its width. Training without
     recomputation: about 34 D bytes at 2 bytes a value (Korthikanti et al., arXiv 2205.05198, eq. 2,
     without the attention matrices), and LoRA's fp32 copies of its layers' inputs (9 D values, once
-    before and once after dropout). Inference: the key-value cache, 2 D values for each beam. The
-    frozen vision tower keeps one layer's activations at a time.
+    before and once after dropout). `recompute_every` n (--activation_checkpointing): each n-th
+    layer keeps its input only, and one layer at a time is whole (same paper, section 3).
+    Inference: the key-value cache, 2 D values for each beam. OPT's layers see image, prompt and
+    answer; T5's encoder sees image and prompt, its decoder the answer alone, for which it keeps
+    keys and values of what the encoder saw. The frozen vision tower keeps one layer's activations
+    at a time.
     """
     width = dtype.itemsize
     text = config.text_config
-    is_t5 = language_model_kind(config) == "t5"
-    hidden = text.d_model if is_t5 else text.hidden_size
-    layers = 2 * text.num_layers if is_t5 else text.num_hidden_layers
-    tokens = questions * (config.num_query_tokens + text_tokens)
-    per_token = 34 * width / 2 + 18 * 4 if n_trainable else 2 * width * num_beams
+    read = questions * (config.num_query_tokens + prompt_tokens)
+    written = questions * answer_tokens
+    if language_model_kind(config) == "t5":
+        hidden, decoder_layers = text.d_model, text.num_decoder_layers
+        stacks = [(text.num_layers, read), (decoder_layers, written)]
+    else:
+        hidden, decoder_layers = text.hidden_size, 0
+        stacks = [(text.num_hidden_layers, read + written)]
+    if n_trainable:
+        per_token = [
+            *((tokens, layers, 34 * width / 2 + 18 * 4, width) for layers, tokens in stacks),
+            # of what T5's encoder saw: keys and values, and the fp32 inputs of their LoRA layers
+            (read, decoder_layers, 2 * width + 4 * 4, 0),
+        ]
+        values = sum(tokens * kept_layers(*kept, recompute_every) for tokens, *kept in per_token)
+    else:
+        layers, tokens = stacks[-1]  # T5's encoder keeps nothing
+        values = (layers * tokens + decoder_layers * read) * 2 * width * num_beams
     patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2 + 1
     vision = pictures * patches * config.vision_config.intermediate_size * 4 * width
     packed = quantizable_parameters(config)
@@ -113,8 +136,16 @@ def estimate_memory(
     return MemoryEstimate(
         weights=weights / GIB,
         trainable=n_trainable * 16 / GIB,
-        activations=(tokens * per_token * hidden * layers + vision) / GIB,
+        activations=(values * hidden + vision) / GIB,
     )
+
+
+def kept_layers(layers: int, whole: float, recomputed: float, recompute_every: int) -> float:
+    """Bytes per token and unit of width over all layers, when each n-th one is recomputed."""
+    if not recompute_every or not layers:
+        return layers * whole
+    n_recomputed = math.ceil(layers / recompute_every)
+    return (layers - n_recomputed + 1) * whole + n_recomputed * recomputed
 
 
 def inference_plan(
@@ -128,7 +159,8 @@ def inference_plan(
         dtype=torch.bfloat16 if dtype == "auto" else getattr(torch, dtype),
         pictures=batch,
         questions=batch,
-        text_tokens=32,
+        prompt_tokens=22,
+        answer_tokens=preset.decoding.max_new_tokens,
         num_beams=preset.decoding.num_beams,
     )
     tokens = config.num_query_tokens
@@ -138,6 +170,27 @@ def inference_plan(
         f"decoding: {preset.decoding}",
         f"memory:   {memory}",
     ]
+
+
+def adapter_plan(
+    config: Blip2Config, model: str, revision: str | None, adapter: str | None
+) -> list[str]:
+    """What --dry_run says of --adapter after the checks of loading it: folder, manifest, base (when
+    it is on this machine), every matrix's shape (from its header). Raises UserError like loading.
+    """
+    if adapter is None:
+        return []
+    from transformers import Blip2ForConditionalGeneration
+
+    try:
+        base_folder = model_folder(model, revision)
+    except MissingError:
+        base_folder = None
+    with torch.device("meta"):
+        base = Blip2ForConditionalGeneration(config)
+    n_matrices = len(check_adapter(base, Path(adapter), base_folder))
+    unknown = "" if base_folder else "; the base is not on this machine, so only shapes are known"
+    return [f"adapter:  {portable_path(adapter)}: {n_matrices} matrices fit this model{unknown}"]
 
 
 def print_training_plan(
@@ -176,13 +229,42 @@ def print_training_plan(
         dtype=torch.bfloat16 if options.dtype == "auto" else getattr(torch, options.dtype),
         pictures=pictures,
         questions=math.ceil(pictures * per_picture),
-        text_tokens=16,
+        prompt_tokens=PROMPT_TOKENS,
+        answer_tokens=ANSWER_TOKENS,
         n_trainable=trained,
+        recompute_every=recompute_every(training),
     )
     print(f"memory:     {memory}")
+    if not memory.fits(TIMED_CARD_GB):
+        print(f"time:       none, it does not fit into {TIMED_CARD_GB} GB. What makes it smaller:")
+        print(f"            {smaller(options, training)}")
+        return
     hours = estimated_hours(config, counts, options, training, per_picture)
-    print(f"time:       about {hours:.1f} h on a 24 GB card")
+    print(f"time:       about {hours:.1f} h on a {TIMED_CARD_GB} GB card")
     print("            (computed for an RTX 3090 at a third of its peak, never measured)")
+
+
+def recompute_every(training: TrainingArguments) -> int:
+    """Each how-manieth layer is recomputed: 0 without --activation_checkpointing (of which
+    --gradient_checkpointing is the older name)."""
+    if not training.activation_checkpointing:
+        return 0
+    return int((training.activation_checkpointing_kwargs or {}).get("every_n_layers", 1))
+
+
+def smaller(options: TrainOptions, training: TrainingArguments) -> str:
+    """The flags that save memory and are not given yet."""
+    return ", ".join(
+        flag
+        for flag, useful in (
+            ("--activation_checkpointing true", not training.activation_checkpointing),
+            ("--quantization nf4", options.quantization != "nf4"),
+            ("a smaller --batch_size", training.per_device_train_batch_size > 1),
+            ("a smaller --questions_per_picture", options.questions_per_picture > 1),
+            ("a smaller --model", True),
+        )
+        if useful
+    )
 
 
 def sample_with_labels(options: TrainOptions, prompt: str, question: Question) -> str:
@@ -210,9 +292,30 @@ def estimated_hours(
     per_picture: float,
 ) -> float:
     """FLOPs over an assumed speed: 2 per weight and token forward, 2 more for the gradient that
-    passes through the frozen language model."""
+    passes through the frozen language model, 2 more where its layers are recomputed."""
     patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2 + 1
     vision = 2 * counts["vision tower"] * patches
-    language = 4 * counts["language model"] * (config.num_query_tokens + 16) * per_picture
+    read = config.num_query_tokens + PROMPT_TOKENS
+    decoder = decoder_parameters(config)
+    weights_by_tokens = (
+        decoder * ANSWER_TOKENS + (counts["language model"] - decoder) * read
+        if decoder
+        else counts["language model"] * (read + ANSWER_TOKENS)
+    )
+    passes = 6 if recompute_every(training) else 4
     pictures = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return training.max_steps * pictures * (vision + language) / ASSUMED_FLOPS / 3600
+    flops = pictures * (vision + passes * weights_by_tokens * per_picture)
+    return training.max_steps * flops / ASSUMED_FLOPS / 3600
+
+
+def decoder_parameters(config: Blip2Config) -> int:
+    """Weights of T5's decoder, which sees the answer only; 0 of OPT, whose layers see it all."""
+    from transformers import Blip2ForConditionalGeneration
+
+    with torch.device("meta"):
+        model = Blip2ForConditionalGeneration(config)
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if name.startswith("language_model.decoder.")
+    )

@@ -20,9 +20,11 @@ import torch
 from safetensors.torch import load_file
 
 from blip2_qlora import adapters, blip2
+from blip2_qlora.planning import adapter_plan
 from blip2_qlora.predict import PredictOptions, predict
-from blip2_qlora.train import main, parse, validate
+from blip2_qlora.train import main, parse
 from blip2_qlora.training_data import PictureGroup, VqaCollator, group_by_picture, hold_out
+from blip2_qlora.validation import validate
 from shared import training as shared_training
 from shared.loading import fingerprint
 from shared.options import REPO_ROOT, MissingError, UserError, parse_options
@@ -224,7 +226,7 @@ def test_reloaded_in_a_new_process_it_gives_the_same_answers(finished, tiny_blip
 
 def load_for_training(model: Path, root: Path, folder: Path, *more: str):
     options, training = parse(flags(model, root, folder, *more))
-    return *adapters.load_for_training(options, training), options
+    return adapters.load_for_training(options, training)
 
 
 def test_a_validation_between_two_steps_changes_no_gradient(
@@ -234,7 +236,7 @@ def test_a_validation_between_two_steps_changes_no_gradient(
     AVX512-BF16, which every CPU says to have here; after that, 26 of 72 gradients of a T5 were
     zero, with a warning only."""
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
-    model, processor, options = load_for_training(tiny_blip2, small_vqav2, tmp_path)
+    model, processor = load_for_training(tiny_blip2, small_vqav2, tmp_path)
     questions = load_split(small_vqav2, "train2014").questions
     preset = blip2.choose_preset(model.get_base_model().config, "paper", None, False)
     collate = VqaCollator(model.get_base_model(), processor, preset.prompt)
@@ -257,7 +259,9 @@ def test_a_validation_between_two_steps_changes_no_gradient(
     before = gradients()
     training_model.eval()
     with torch.no_grad():
-        figures = validate(training_model, processor, preset, questions[:20], options)
+        figures = validate(
+            training_model, processor, preset.prompt, questions[:20], questions_per_picture=6
+        )
     assert math.isfinite(figures["loss"])
     after = gradients()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -280,12 +284,18 @@ def test_validations_on_the_way_do_not_change_what_is_learned(
 
 def test_validation_loss_and_accuracy_by_hand(tiny_blip2_opt, small_vqav2, tmp_path):
     """The loss is per answer token over all held-out questions, however they are batched."""
-    model, processor, options = load_for_training(tiny_blip2_opt, small_vqav2, tmp_path)
+    model, processor = load_for_training(tiny_blip2_opt, small_vqav2, tmp_path)
     questions = load_split(small_vqav2, "train2014").questions[:50]
     preset = blip2.choose_preset(model.get_base_model().config, "paper", None, False)
     training_model = blip2.Blip2ForVqa(model).eval()
     with torch.no_grad():
-        figures = validate(training_model, processor, preset, questions, options)
+        figures = validate(
+            training_model, processor, preset.prompt, questions, questions_per_picture=6
+        )
+        two_at_a_time = validate(
+            training_model, processor, preset.prompt, questions,
+            questions_per_picture=6, batch_size=2,
+        )  # fmt: skip
         collate = VqaCollator(model.get_base_model(), processor, preset.prompt)
         total, count = 0.0, 0
         for question in questions:
@@ -295,6 +305,7 @@ def test_validation_loss_and_accuracy_by_hand(tiny_blip2_opt, small_vqav2, tmp_p
             total += float(training_model(**tensors)["loss"]) * n
             count += n
     assert figures["loss"] == pytest.approx(total / count, rel=1e-4)
+    assert two_at_a_time == pytest.approx(figures, rel=1e-4)
 
 
 # Stopping and going on
@@ -359,7 +370,15 @@ def test_a_finished_training_started_again_changes_nothing(
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        (["--learning_rate", "1e-3"], "training: {"),
+        (["--learning_rate", "1e-3"], "(training.learning_rate: 0.003 there, 0.001 now)"),
+        (["--data_seed", "5"], "(training.data_seed: None there, 5 now)"),
+        (["--dataloader_drop_last"], "(training.dataloader_drop_last: False there, True now)"),
+        (["--optim_args", "x=1"], "(training.optim_args: None there, 'x=1' now)"),
+        (
+            ["--lr_scheduler_kwargs", '{"num_cycles": 1}'],
+            "(training.lr_scheduler_kwargs: None there, {'num_cycles': 1} now)",
+        ),
+        (["--dtype", "bfloat16"], "(compute_dtype: 'float32' there, 'bfloat16' now; dtype: "),
         (["--lora_rank", "8"], "lora_rank: 4 there, 8 now"),
         (["--quantization", "none"], "quantization: 'nf4' there, 'none' now"),
         (["--validation_questions", "40"], "validation_questions: 30 there, 40 now"),
@@ -459,7 +478,7 @@ def test_a_truncated_picture_is_left_out_and_counted_once(
 
 def test_a_truncated_held_out_picture_does_not_stop_validation(tiny_blip2_opt, own_vqav2, tmp_path):
     """Its questions count as wrong, and have no part in the loss."""
-    model, processor, options = load_for_training(tiny_blip2_opt, own_vqav2, tmp_path)
+    model, processor = load_for_training(tiny_blip2_opt, own_vqav2, tmp_path)
     questions = load_split(own_vqav2, "train2014").questions
     pictures = list(dict.fromkeys(q.image for q in questions))
     for picture in pictures[:8]:  # a whole batch of validation
@@ -468,10 +487,11 @@ def test_a_truncated_held_out_picture_does_not_stop_validation(tiny_blip2_opt, o
     training_model = blip2.Blip2ForVqa(model).eval()
     asked = [q for q in questions if q.image in pictures[:10]]
     with torch.no_grad():
-        assert validate(training_model, processor, preset, asked, options)["loss"] > 0
+        arguments = (training_model, processor, preset.prompt)
+        assert validate(*arguments, asked, questions_per_picture=6)["loss"] > 0
         broken = [q for q in asked if q.image in pictures[:8]]
         with pytest.raises(UserError, match=r"not one held-out question .* broken picture"):
-            validate(training_model, processor, preset, broken, options)
+            validate(*arguments, broken, questions_per_picture=6)
 
 
 def test_too_many_bad_pictures_stop_the_run(tiny_blip2_opt, own_vqav2, tmp_path, monkeypatch):
@@ -503,7 +523,7 @@ def test_a_question_of_5000_characters_is_dropped_and_counted(
 
 @pytest.fixture(scope="module")
 def collator(tiny_blip2_opt, small_vqav2, tmp_path_factory) -> VqaCollator:
-    model, processor, _ = load_for_training(
+    model, processor = load_for_training(
         tiny_blip2_opt, small_vqav2, tmp_path_factory.mktemp("collator")
     )
     return VqaCollator(model.get_base_model(), processor, "Question: {} Answer:")
@@ -754,6 +774,79 @@ def test_dry_run_loads_no_weights(
     assert re.search(r"memory: .*24 GB: ", said)
     assert "20 steps" in said
     assert not (tmp_path / "run").exists()
+
+
+def planned(capsys, root: Path, folder: Path, *more: str) -> dict[str, str]:
+    """Lines of a rehearsal by their name."""
+    argv = flags(Path("Salesforce/blip2-opt-2.7b"), root, folder, "--dry_run")
+    main(*parse([*argv, *more]))
+    said = capsys.readouterr().out
+    return dict(re.findall(r"^(\w+): +(.*)$", said, re.MULTILINE)) | {"all": said}
+
+
+@pytest.mark.parametrize("flag", ["--activation_checkpointing", "--gradient_checkpointing"])
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated")
+def test_the_plan_knows_recomputed_activations(small_vqav2, tmp_path, capsys, flag):
+    def activations(*more: str) -> tuple[float, float]:
+        lines = planned(capsys, small_vqav2, tmp_path, *more)
+        hours = float(re.search(r"about ([\d.]+) h", lines["time"]).group(1))
+        return float(re.search(r"activations ([\d.]+)", lines["memory"]).group(1)), hours
+
+    steps = ("--max_steps", "100000")  # so that an hour shows
+    whole = activations("--per_device_train_batch_size", "8", *steps)
+    recomputed = activations("--per_device_train_batch_size", "8", *steps, flag, "true")
+    assert recomputed[0] < whole[0] / 5
+    assert whole[1] < recomputed[1] < 1.5 * whole[1]
+
+
+def test_no_time_is_printed_for_what_fits_nowhere(small_vqav2, tmp_path, capsys):
+    """It says instead what makes it smaller, of what is not given yet."""
+    much = ("--per_device_train_batch_size", "64")
+    lines = planned(capsys, small_vqav2, tmp_path, *much)
+    assert "24 GB: does not fit" in lines["memory"]
+    assert lines["time"].startswith("none, it does not fit into 24 GB")
+    assert "about" not in lines["time"]
+    assert "--activation_checkpointing true, a smaller --batch_size, " in lines["all"]
+    assert "--quantization nf4" not in lines["all"]
+    lines = planned(capsys, small_vqav2, tmp_path, *much, "--activation_checkpointing", "true")
+    assert "24 GB: fits" in lines["memory"]
+    assert lines["time"].startswith("about")
+
+
+def test_flags_that_do_not_work_are_refused_before_the_model_is_loaded(
+    tiny_blip2_opt, small_vqav2, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(adapters, "load_for_training", never)
+    more = ("--save_only_model", "true", "--label_smoothing_factor", "0.1")
+    for rehearsal in ((), ("--dry_run",)):
+        argv = flags(tiny_blip2_opt, small_vqav2, tmp_path / "run", *more, *rehearsal)
+        with pytest.raises(UserError, match=r"--label_smoothing_factor 0.1: (.|\n)*--save_only_m"):
+            main(*parse(argv))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_rehearsal_of_an_evaluation_checks_the_adapter(
+    finished, tiny_blip2_opt, tmp_path, monkeypatch, capsys
+):
+    """Folder, manifest, base and shapes, from headers: a wrong one used to show after the model had
+    been loaded."""
+    from transformers import Blip2ForConditionalGeneration
+
+    monkeypatch.setattr(Blip2ForConditionalGeneration, "from_pretrained", never)
+    adapter = finished.folder / "adapter"
+    config = blip2.read_config(str(tiny_blip2_opt))
+    (line,) = adapter_plan(config, str(tiny_blip2_opt), None, str(adapter))
+    assert line == f"adapter:  {adapter}: 24 matrices fit this model"
+    assert adapter_plan(config, str(tiny_blip2_opt), None, None) == []
+    with pytest.raises(UserError, match=r"you mean --adapter .*/adapter$"):
+        adapter_plan(config, str(tiny_blip2_opt), None, str(finished.folder))
+    real = "Salesforce/blip2-opt-2.7b"
+    with pytest.raises(UserError, match=r"was trained for width 64, this base has 2560"):
+        adapter_plan(blip2.read_config(real), real, None, str(adapter))
+    other = Path(shutil.copytree(adapter, tmp_path / "other"))
+    (other / "manifest.json").write_text(json.dumps({"base_model": "x", "base_fingerprint": "0"}))
+    with pytest.raises(UserError, match=r"trained on x \(fingerprint 0\)"):
+        adapter_plan(config, str(tiny_blip2_opt), None, str(other))
 
 
 def test_without_data_the_two_commands_are_named(tiny_blip2_opt, tmp_path):

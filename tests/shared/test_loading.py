@@ -332,7 +332,8 @@ def test_the_estimate_of_the_real_model_by_hand():
     """blip2-opt-2.7b, 3.745 B weights. OPT has 32 layers of width 2560 with 12 x 2560² in linear
     layers: 2.517 B in NF4 at 4.127 bits; the rest, embeddings and all, in bfloat16."""
     config = read_config("Salesforce/blip2-opt-2.7b")
-    common = {"quantization": "nf4", "dtype": torch.bfloat16, "text_tokens": 16}
+    common = {"quantization": "nf4", "dtype": torch.bfloat16, "prompt_tokens": 12,
+              "answer_tokens": 4}  # fmt: skip
     answering = estimate_memory(config, pictures=0, questions=10, num_beams=5, **common)
     packed = 32 * 12 * 2560**2
     rest = 3.745e9 - packed
@@ -344,6 +345,38 @@ def test_the_estimate_of_the_real_model_by_hand():
     assert training.trainable == pytest.approx(16e8 / GIB)  # fp32 weight, gradient, two moments
     # 34 bytes a width and layer, and LoRA's 18 values in fp32
     assert training.activations == pytest.approx(10 * 48 * (34 + 18 * 4) * 2560 * 32 / GIB)
+
+
+def test_recomputing_activations_is_in_the_estimate():
+    """--activation_checkpointing: each layer keeps its input, one at a time is whole. The plan used
+    to ask for the same memory with and without."""
+    config = read_config("Salesforce/blip2-opt-2.7b")
+    common = {"quantization": "nf4", "dtype": torch.bfloat16, "pictures": 0, "questions": 10,
+              "prompt_tokens": 12, "answer_tokens": 4, "n_trainable": 10**8}  # fmt: skip
+    whole = 34 + 18 * 4
+    every, second = (
+        estimate_memory(config, recompute_every=n, **common).activations for n in (1, 2)
+    )
+    assert every == pytest.approx(480 * 2560 * (32 * 2 + whole) / GIB)
+    assert second == pytest.approx(480 * 2560 * (16 * 2 + 17 * whole) / GIB)
+
+
+def test_the_estimate_of_t5_by_hand():
+    """Flan-T5 XL: 24 + 24 layers of width 2048. The decoder sees the four tokens of an answer, and
+    keeps keys and values of the 44 that the encoder read; it used to be charged for all 48."""
+    config = read_config("Salesforce/blip2-flan-t5-xl")
+    common = {"quantization": "nf4", "dtype": torch.bfloat16, "pictures": 0, "questions": 10,
+              "prompt_tokens": 12, "answer_tokens": 4}  # fmt: skip
+    read, written = 10 * 44, 10 * 4
+    answering = estimate_memory(config, num_beams=5, **common)
+    assert answering.activations == pytest.approx(
+        (read + written) * 24 * 5 * 2 * 2048 * 2 / GIB  # cross and self, beams, K and V, bytes
+    )
+    training = estimate_memory(config, n_trainable=1, **common)
+    whole, keys_and_values = 34 + 18 * 4, 2 * 2 + 2 * 2 * 4
+    assert training.activations == pytest.approx(
+        2048 * 24 * ((read + written) * whole + read * keys_and_values) / GIB
+    )
 
 
 def test_parameters_are_counted_per_component_also_in_4_bit(tiny_blip2_opt):
