@@ -106,7 +106,7 @@ def picture_opener(sample: QuestionSet, options: EvaluateOptions) -> Callable[[Q
 def print_plan(options: EvaluateOptions, sample: QuestionSet, folder: Path, preset: Preset) -> None:
     """--dry_run: the sample, one prompt, the memory; no weights are loaded."""
     from blip2_qlora.blip2 import language_model_kind, read_config
-    from blip2_qlora.planning import inference_plan
+    from blip2_qlora.planning import adapter_plan, inference_plan
 
     config = read_config(options.model, options.revision)
     print(f"run:      {portable_path(folder)}")
@@ -120,4 +120,5 @@ def print_plan(options: EvaluateOptions, sample: QuestionSet, folder: Path, pres
         dtype=options.dtype,
         batch=options.batch_size,
     )
+    plan += adapter_plan(config, options.model, options.revision, options.adapter)
     print("\n".join(plan))

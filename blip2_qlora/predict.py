@@ -109,7 +109,7 @@ def new_file(name: str | None, reads: str | None) -> AbstractContextManager[Reco
 def print_plan(options: PredictOptions, rows: QuestionSet) -> None:
     """--dry_run: how many rows, one prompt, the memory; no weights are loaded."""
     from blip2_qlora.blip2 import choose_preset, read_config
-    from blip2_qlora.planning import inference_plan
+    from blip2_qlora.planning import adapter_plan, inference_plan
 
     config = read_config(options.model, options.revision)
     print(f"rows:     {len(rows.questions)}, first: {rows.questions[0].image_name}")
@@ -121,6 +121,7 @@ def print_plan(options: PredictOptions, rows: QuestionSet) -> None:
         dtype=options.dtype,
         batch=min(options.batch_size, len(rows.questions)),
     )
+    plan += adapter_plan(config, options.model, options.revision, options.adapter)
     print("\n".join(plan))
 
 
