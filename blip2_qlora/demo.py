@@ -100,13 +100,14 @@ def main(options: DemoOptions) -> None:
 def print_plan(options: DemoOptions, base_run: Path | None, tuned_run: Path | None) -> None:
     """--dry_run: what would be loaded and shown; no weights are loaded."""
     from blip2_qlora.blip2 import choose_preset, read_config
-    from blip2_qlora.planning import inference_plan
+    from blip2_qlora.planning import adapter_plan, inference_plan
 
     config = read_config(options.model, options.revision)
     runs = [portable_path(run) if run else "none" for run in (base_run, tuned_run)]
     print(f"page:     http://{options.host}:{options.port}/ in {options.language}")
     print(f"model:    {options.model}, quantization {options.quantization}")
-    print(f"adapter:  {options.adapter or 'none: only the base model answers'}")
+    adapter = adapter_plan(config, options.model, options.revision, options.adapter)
+    print(*adapter or ["adapter:  none: only the base model answers"], sep="\n")
     print(f"browsing: {runs[0]} -> {runs[1]}")
     plan = inference_plan(
         config,
