@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import math
 import re
@@ -847,6 +848,26 @@ def test_the_rehearsal_of_an_evaluation_checks_the_adapter(
     (other / "manifest.json").write_text(json.dumps({"base_model": "x", "base_fingerprint": "0"}))
     with pytest.raises(UserError, match=r"trained on x \(fingerprint 0\)"):
         adapter_plan(config, str(tiny_blip2_opt), None, str(other))
+
+
+@pytest.mark.parametrize("script", ["evaluate", "predict", "demo"])
+def test_the_rehearsal_of_each_script_that_takes_an_adapter_checks_it(
+    finished, tiny_blip2_opt, small_vqav2, script, capsys
+):
+    module = importlib.import_module(f"blip2_qlora.{script}")
+    options_class = next(
+        value for name, value in vars(module).items() if name.lower() == f"{script}options"
+    )
+    data = ["--data_root", str(small_vqav2)] if script == "evaluate" else []
+
+    def rehearse(adapter: Path) -> str:
+        argv = ["--model", str(tiny_blip2_opt), "--adapter", str(adapter), *data, "--dry_run"]
+        module.main(parse_options(options_class, description="", argv=argv))
+        return capsys.readouterr().out
+
+    assert "24 matrices fit this model" in rehearse(finished.folder / "adapter")
+    with pytest.raises(UserError, match=r"you mean --adapter .*/adapter$"):
+        rehearse(finished.folder)
 
 
 def test_without_data_the_two_commands_are_named(tiny_blip2_opt, tmp_path):
