@@ -1,0 +1,1 @@
+"""LLaVA from scratch: model, two-stage training, inference, evaluation."""
