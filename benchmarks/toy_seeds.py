@@ -20,8 +20,8 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from blip2_qlora.runs import compare_runs, read_run
 from shared.options import REPO_ROOT
+from shared.runs import compare_runs, read_run
 
 
 def script(name: str, *flags: str) -> None:

@@ -13,9 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from blip2_qlora.comparison import Pair, is_unusable, locate, pair_up, same_words
-from blip2_qlora.runs import Run, read_run
+from shared.comparison import Pair, is_unusable, locate, pair_up, same_words
 from shared.options import REPO_ROOT, UserError, portable_path, read_json
+from shared.runs import Run, read_run
 
 KINDS = ("all", "improved", "worsened", "same", "errors")
 ALL_TYPES = ""

@@ -24,9 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from blip2_qlora.runs import Run, read_run
+from blip2_qlora.scoring import PUBLISHED_UNDER, score_run, verify_run
 from blip2_qlora.settings import RUNS, prepare_toy
+from shared.comparison import compare, locate, pair_up, reasons_against
 from shared.options import UserError, guarded, parse_options, portable_path, write_json
+from shared.runs import Run, read_run
 
 BASELINE_PICTURES = Path(__file__).with_name("baseline_images")  # predict.py's default
 MOST_DIFFERENCES = 20  # printed by --verify
@@ -76,14 +78,12 @@ class CompareOptions:
 
 def main(options: CompareOptions) -> None:
     if options.verify:
-        verify_run(Path(options.verify))
+        print_verification(Path(options.verify))
         return
 
     # Read
-    from blip2_qlora.comparison import compare, pair_up, reasons_against
-
     base, tuned = read_both(options)
-    reasons = reasons_against(base, tuned)
+    reasons = reasons_against(base, tuned, score_run)
     if reasons and not options.force:
         listed = "\n  ".join(reasons)
         raise UserError(
@@ -93,10 +93,11 @@ def main(options: CompareOptions) -> None:
         )
 
     # Compare
-    comparison = compare(base, tuned, seed=options.seed)
+    comparison = compare(base, tuned, protocols=PUBLISHED_UNDER, seed=options.seed)
 
     # Report
-    from blip2_qlora.compare_report import make_report, summary
+    from blip2_qlora.compare_texts import TEXTS
+    from shared.comparison_report import make_report, summary
     from shared.report import write_report
 
     folder = Path(options.output_dir or RUNS / f"compare_{base.name}_{tuned.name}")
@@ -107,6 +108,7 @@ def main(options: CompareOptions) -> None:
         pair_up(base, tuned),
         reasons=reasons,
         find_picture=lambda record: find_picture(record, base, options.images_root),
+        texts=TEXTS,
         language=options.language,
         made_by=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         date=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
@@ -114,12 +116,12 @@ def main(options: CompareOptions) -> None:
     write_json(folder / "comparison.json", comparison | {"not_comparable": reasons})
     write_report(folder / "report.html", report)
     path = portable_path(folder / "report.html")
-    print(summary(comparison, reasons, path, options.language))
+    print(summary(comparison, reasons, path, TEXTS[options.language]))
 
 
 def read_both(options: CompareOptions) -> tuple[Run, Run]:
     """Two run folders, or two files of predict.py. Raises UserError for anything else."""
-    from blip2_qlora.comparison import read_predictions
+    from blip2_qlora.predictions import read_predictions
 
     if not options.base_run or not options.tuned_run:
         finished = sorted(portable_path(p.parent) for p in RUNS.glob("*/scored.jsonl"))
@@ -143,8 +145,6 @@ def find_picture(record: Mapping[str, Any], run: Run, images_root: str | None) -
     A run's pictures lie under its data root, or beside its own rows; those of a predict.py file
     under --images_root, as named, beside the file, or among the baseline pictures.
     """
-    from blip2_qlora.comparison import locate
-
     name = record["image"]
     if images_root:
         return Path(images_root) / name
@@ -155,12 +155,10 @@ def find_picture(record: Mapping[str, Any], run: Run, images_root: str | None) -
     return next((path for path in tried if path.is_file()), tried[0])
 
 
-def verify_run(folder: Path) -> None:
+def print_verification(folder: Path) -> None:
     """Prints whether the stored scores are those of the records; exit status 1 when not."""
-    from blip2_qlora.comparison import verify
-
     run = read_run(folder)
-    differing = verify(run)
+    differing = verify_run(run)
     if not differing:
         print(f"{folder}: {len(run.records)} questions scored again, all as stored")
         return

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from blip2_qlora.asking import Asker
 from blip2_qlora.browsing import chosen_runs
-from blip2_qlora.comparison import locate
 from blip2_qlora.demo_pages import draw_page
 from blip2_qlora.demo_texts import TITLE
 from blip2_qlora.settings import RUNS, TOY_MODEL, AskingOptions, CaptionOptions
+from shared.comparison import locate
 from shared.gradio_parts import LaunchOptions, bilingual_page, check_address, serve
 from shared.loading import model_folder
 from shared.options import (

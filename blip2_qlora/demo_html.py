@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip2_qlora.browsing import Comparison
-from blip2_qlora.comparison import Pair
-from blip2_qlora.runs import differences_in_kind
+from shared.comparison import Pair
 from shared.gradio_parts import Language, synthetic_notice
 from shared.report import percent, thumbnail
+from shared.runs import differences_in_kind
 
 if TYPE_CHECKING:
     from blip2_qlora.asking import Reply

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blip2_qlora.runs import compare_runs, find_zero_shot, read_run, summary_line
 from shared.options import UserError, portable_path
+from shared.runs import compare_runs, find_zero_shot, read_run, summary_line
 
 N_CASES = 5
 

@@ -9,13 +9,15 @@ to divide by is null with a reason. No torch.
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shared.estimates import by_group, estimate
 from shared.options import UserError, read_json, write_json
-from shared.significance import cluster_bootstrap
+from shared.runs import Run
+from shared.verification import verify
 from shared.vqa_score import normalise_answer, vqa_accuracies
 from shared.vqav2 import N_ANNOTATORS, Question, annotations_file
 
@@ -55,34 +57,6 @@ def score_record(record: Record) -> dict[str, Any]:
         "score": exact if scores[HEADLINE] is None else scores[HEADLINE],
         "scores": scores,
         "exact_match": exact,
-    }
-
-
-def estimate(values: Sequence[float], clusters: Sequence[Any]) -> dict[str, Any]:
-    """Mean in percent with n and a 95 % interval (bootstrap over pictures)."""
-    if not values:
-        return {"value": None, "n": 0, "reason": "no question with references"}
-    interval = cluster_bootstrap(values, clusters)
-    return {
-        "value": round(100 * sum(values) / len(values), 2),
-        "low": None if interval.low is None else round(100 * interval.low, 2),
-        "high": None if interval.high is None else round(100 * interval.high, 2),
-        "n": len(values),
-    }
-
-
-def by_group(
-    scored: Sequence[Record], key: Callable[[Record], str | None]
-) -> dict[str, dict[str, Any]]:
-    """`estimate` of the headline per group, largest group first; rows without a group left out."""
-    groups: dict[str, list[Record]] = defaultdict(list)
-    for row in scored:
-        name = key(row)
-        if name is not None and row["score"] is not None:
-            groups[name].append(row)
-    return {
-        name: estimate([r["score"] for r in rows], [r["image_id"] for r in rows])
-        for name, rows in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     }
 
 
@@ -165,6 +139,15 @@ def results_file(split: str, run: str, sample: int | None) -> str:
     """Name of the official results file; a sample's says its size, as no server takes it."""
     part = split if sample is None else f"{split}_sample{sample}"
     return f"v2_OpenEnded_mscoco_{part}_{run}_results.json"
+
+
+def verify_run(run: Run) -> list[str]:
+    """What the folder says otherwise than scoring its records again; empty when all agrees."""
+    differing = verify(run, score_run)
+    for file in sorted(run.folder.glob("v2_OpenEnded_*_results.json")):
+        if read_json(file) != official_results(list(run.records.values())):
+            differing.append(f"{file.name}: not the answers of predictions.jsonl")
+    return differing
 
 
 def official_results(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from blip2_qlora import comparison as comparison_module
 from blip2_qlora.compare import CompareOptions, main
 from blip2_qlora.compare_texts import TEXTS
-from blip2_qlora.comparison import adapter_manifest, compare, pair_up, read_predictions, strata
-from blip2_qlora.runs import read_run
+from blip2_qlora.predictions import read_predictions
 from blip2_qlora.scoring import PUBLISHED_UNDER, official_results, score_run, write_scores
 from shared import charts
+from shared import comparison as comparison_module
+from shared.comparison import adapter_manifest, compare, pair_up, strata
 from shared.options import REPO_ROOT, UserError, read_json, write_json
+from shared.runs import read_run
 from shared.significance import holm
 
 SCRIPT = "<script>alert(1)</script>"
@@ -153,7 +154,7 @@ def edit_records(folder: Path, change: Callable[[list[dict[str, Any]]], None]) -
 
 
 def test_figures_by_hand(base: Path, tuned: Path) -> None:
-    figures = compare(read_run(base), read_run(tuned))
+    figures = compare(read_run(base), read_run(tuned), protocols=PUBLISHED_UNDER)
     overall = figures["overall"]
     assert overall["base"]["value"] == pytest.approx(100 * 2.6 / 6, abs=0.005)
     assert overall["tuned"]["value"] == pytest.approx(100 * 4 / 6, abs=0.005)
@@ -167,7 +168,7 @@ def test_figures_by_hand(base: Path, tuned: Path) -> None:
 
 
 def test_figures_per_type_and_protocol(base: Path, tuned: Path) -> None:
-    figures = compare(read_run(base), read_run(tuned))
+    figures = compare(read_run(base), read_run(tuned), protocols=PUBLISHED_UNDER)
     types = figures["per_answer_type"]
     assert list(types) == ["other", "yes/no", "number"]  # largest first
     assert types["other"]["base"]["value"] == pytest.approx(20.0)
@@ -186,7 +187,7 @@ def test_figures_per_type_and_protocol(base: Path, tuned: Path) -> None:
 
 
 def test_completeness_and_confidence(base: Path, tuned: Path) -> None:
-    figures = compare(read_run(base), read_run(tuned))
+    figures = compare(read_run(base), read_run(tuned), protocols=PUBLISHED_UNDER)
     assert {key: figures["counts"]["base"][key] for key in ("errors", "empty", "cut")} == {
         "errors": 1, "empty": 1, "cut": 0,
     }  # fmt: skip

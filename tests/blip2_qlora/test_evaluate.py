@@ -17,10 +17,10 @@ import pytest
 from blip2_qlora import blip2
 from blip2_qlora.evaluate import main
 from blip2_qlora.evaluation_summary import change_against_zero_shot
-from blip2_qlora.runs import find_zero_shot
 from blip2_qlora.scoring import PUBLISHED_UNDER, score_run
 from blip2_qlora.settings import EvaluateOptions
 from shared.options import REPO_ROOT, MissingError, UserError, parse_options, write_json
+from shared.runs import find_zero_shot
 from shared.vqa_score import score_vqa, validate_results
 
 SCRIPT = REPO_ROOT / "blip2_qlora" / "evaluate.py"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from blip2_qlora.runs import compare_runs, differences_in_kind, read_run
 from shared.options import REPO_ROOT
+from shared.runs import compare_runs, differences_in_kind, read_run
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1800)]
 

@@ -8,29 +8,21 @@ confidences and p-values in 0..1. No torch.
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip2_qlora.calibration import reliability, risk_coverage
-from blip2_qlora.runs import Run, differences_in_kind
-from blip2_qlora.scoring import (
-    PUBLISHED_UNDER,
-    estimate,
-    official_results,
-    score_record,
-    score_run,
-)
-from shared.answering import read_records
+from shared.calibration import reliability, risk_coverage
+from shared.estimates import estimate
 from shared.options import REPO_ROOT, UserError, manifest_value, portable_path, read_json
+from shared.runs import Run, differences_in_kind
 from shared.significance import PairedComparison, compare_paired, holm
+from shared.verification import ScoreRun, changed_scores
 
 CARDS = 6  # of each stratum in the gallery
 CARDS_WITHOUT_SCORES = 48  # where the gallery is all there is
-ROUNDING = 0.011  # stored percentages have two decimals
 
 
 @dataclass(frozen=True)
@@ -61,47 +53,7 @@ def pair_up(base: Run, tuned: Run) -> list[Pair]:
     ]
 
 
-def read_predictions(file: Path) -> Run:
-    """A file of `predict.py` as a run without scores; rows are known by picture and question.
-
-    Raises UserError naming the line that is no such row.
-    """
-    try:
-        # not splitlines(): an answer may hold U+2028, which JSON leaves as it is
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from error
-    records: dict[str, dict[str, Any]] = {}
-    synthetic = False
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            image, question = row["image_path"], row["question"] or ""
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} line {number}: not a row of predict.py ({error})") from error
-        key = name = f"{image} {question}".strip()
-        repetition = 2
-        while key in records:
-            key, repetition = f"{name} ({repetition})", repetition + 1
-        synthetic = synthetic or bool(row.get("synthetic"))
-        error = row.get("error")
-        said = row.get("answer") if question else row.get("caption")
-        records[key] = {
-            "sample_id": key, "image": image, "image_id": image, "question": question,
-            "question_type": None, "answer_type": None, "prompt": None, "raw_output": None,
-            "answer": said, "caption": row.get("caption"), "references": [],
-            "confidence": row.get("confidence"), "finish_reason": None,
-            "status": "error" if error else "ok", "error": error,
-        }  # fmt: skip
-    if not records:
-        raise UserError(f"{file}: no rows; predict.py --output writes them")
-    scored = {key: score_record(record) for key, record in records.items()}
-    return Run(file, {}, {"metric": None, "synthetic": {"model": synthetic}}, records, scored)
-
-
-def reasons_against(base: Run, tuned: Run) -> list[str]:
+def reasons_against(base: Run, tuned: Run, score_run: ScoreRun) -> list[str]:
     """Why the two should not be compared: by their options, then by their records."""
     reasons = differences_in_kind(base, tuned)
     pairs = pair_up(base, tuned)
@@ -118,15 +70,20 @@ def reasons_against(base: Run, tuned: Run) -> list[str]:
             )
     for run in (base, tuned):
         if run.config:
-            changed = changed_scores(run)
+            changed = changed_scores(run, score_run)
             if changed:
                 reasons.append(f"{run.name}: {len(changed)} stored scores are not what its records "
                                f"give; first: {changed[0]}")  # fmt: skip
     return reasons
 
 
-def compare(base: Run, tuned: Run, *, seed: int = 0) -> dict[str, Any]:
-    """The content of `comparison.json`; `seed` draws the gallery and the resamples."""
+def compare(
+    base: Run, tuned: Run, *, protocols: Mapping[str, str] | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """The content of `comparison.json`; `seed` draws the gallery and the resamples.
+
+    `protocols`: names in the `scores` of a row in scored.jsonl -> who publishes under them.
+    """
     pairs = pair_up(base, tuned)
     if not pairs:
         raise UserError(f"{base.folder} and {tuned.folder} have no question in common")
@@ -149,7 +106,7 @@ def compare(base: Run, tuned: Run, *, seed: int = 0) -> dict[str, Any]:
         "overall": change(scored, lambda row: row["score"], seed),
         "per_answer_type": per_group(scored, "answer_type", seed),
         "per_question_type": per_group(scored, "question_type", seed),
-        "protocols": per_protocol(official, seed) if official else None,
+        "protocols": per_protocol(official, protocols, seed) if official and protocols else None,
         "exact_match": change(scored, lambda row: row["exact_match"], seed) if scored else None,
         "blind": blind,
         "counts": {side: counts(pairs, side, run) for side, run in sides.items()},
@@ -192,14 +149,16 @@ def change(
     }
 
 
-def per_protocol(official: Sequence[Pair], seed: int) -> dict[str, dict[str, Any]]:
+def per_protocol(
+    official: Sequence[Pair], protocols: Mapping[str, str], seed: int
+) -> dict[str, dict[str, Any]]:
     """`change` of the same answers under each protocol."""
     return {
         name: {
             "published_under_it": who,
             **change(official, lambda row, name=name: row["scores"][name], seed),
         }
-        for name, who in PUBLISHED_UNDER.items()
+        for name, who in protocols.items()
     }
 
 
@@ -356,45 +315,3 @@ def _synthetic(run: Run, part: str) -> bool:
         return False
     used = run.config.get("data_root" if part == "data" else "model")
     return used is not None and bool(manifest_value(locate(used), "synthetic"))
-
-
-def changed_scores(run: Run) -> list[str]:
-    """Stored scores that the stored records don't give, one line each."""
-    lines = []
-    rows, _ = score_run(list(run.records.values()), expected=len(run.records))
-    for key, again in zip(run.records, rows, strict=True):
-        stored = run.scored[key]
-        for name in ("score", "exact_match", "scores"):
-            if stored.get(name) != again[name]:
-                lines.append(f"question {key}: {name} is {stored.get(name)!r} in scored.jsonl, "
-                             f"{again[name]!r} by its record")  # fmt: skip
-    return lines
-
-
-def verify(run: Run) -> list[str]:
-    """What the folder says otherwise than scoring its records again; empty when all agrees."""
-    differing = changed_scores(run)
-    records = read_records(run.folder / "predictions.jsonl")
-    unscored = records.keys() - run.scored.keys()
-    if unscored:
-        differing.append(f"{len(unscored)} records have no line in scored.jsonl: {min(unscored)} …")
-    expected = run.metrics.get("counts", {}).get("expected", len(run.records))
-    _, metrics = score_run(list(run.records.values()), expected=expected)
-    differing += _unequal(run.metrics, metrics, "metrics.json")
-    for file in sorted(run.folder.glob("v2_OpenEnded_*_results.json")):
-        if read_json(file) != official_results(list(run.records.values())):
-            differing.append(f"{file.name}: not the answers of predictions.jsonl")
-    return differing
-
-
-def _unequal(stored: Any, again: Any, where: str) -> list[str]:
-    """Leaves of `again` that `stored` has otherwise; figures may differ by their rounding."""
-    if isinstance(again, dict):
-        if not isinstance(stored, dict):
-            return [f"{where}: {stored!r}, not {again!r}"]
-        return [line for key, value in again.items()
-                for line in _unequal(stored.get(key), value, f"{where}: {key}")]  # fmt: skip
-    both_numbers = all(isinstance(v, float | int) for v in (stored, again))
-    if stored == again or (both_numbers and abs(stored - again) <= ROUNDING):
-        return []
-    return [f"{where}: {stored!r}, not {again!r}"]

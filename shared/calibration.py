@@ -3,7 +3,7 @@
 Pure functions of (confidence, score) rows, all values 0..1; the score may be soft, so a half-right
 answer counts half. No torch.
 
-    python -m pytest tests/blip2_qlora/test_calibration.py
+    python -m pytest tests/shared/test_calibration.py
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from blip2_qlora.calibration import reliability, risk_coverage
+from shared.calibration import reliability, risk_coverage
 
 
 def test_ece_and_brier_by_hand() -> None:

@@ -12,11 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blip2_qlora.calibration import COVERAGE
-from blip2_qlora.compare_texts import TEXTS
-from blip2_qlora.comparison import Pair, scored_data
-from blip2_qlora.runs import Run
 from shared import charts
+from shared.calibration import COVERAGE
+from shared.comparison import Pair, scored_data
 from shared.report import (
     Answer,
     Block,
@@ -25,7 +23,6 @@ from shared.report import (
     Charts,
     CopyBox,
     Gallery,
-    Language,
     Row,
     Table,
     Text,
@@ -38,6 +35,7 @@ from shared.report import (
     points,
     thumbnail,
 )
+from shared.runs import Run
 
 CHART_TYPES = 12  # question types in the chart; the table holds all
 Comparison = Mapping[str, Any]
@@ -61,9 +59,11 @@ def told_apart(row: Mapping[str, Any]) -> bool:
     return row["low"] is not None and not row["low"] <= 0 <= row["high"]
 
 
-def results(comparison: Comparison, words: Words, language: Language) -> list[Block]:
-    """Charts and tables of the headline, by answer type and by question type."""
-    labels = TEXTS[charts.chart_language(language)]
+def results(comparison: Comparison, words: Words, labels: Words) -> list[Block]:
+    """Charts and tables of the headline, by answer type and by question type.
+
+    `labels` are the words that the charts' fonts can draw, `words` those of the page.
+    """
     answer_types, question_types = (
         list(comparison[key].items()) for key in ("per_answer_type", "per_question_type")
     )
@@ -141,7 +141,6 @@ def type_cells(rows: NamedRows, words: Words) -> tuple[list[str], list[list[str]
 def accuracy_chart(
     rows: NamedRows, labels: Words, words: Words, title: str, blind: Mapping[str, Any] | None
 ) -> Chart:
-    """`labels` are the words that the chart's fonts can draw, `words` those of the page."""
     known_blind = blind is not None and blind["value"] is not None
     png = charts.accuracy_bars(
         [f"{charts.drawable(name, 22)} ({row['n']:,})" for name, row in rows],
@@ -161,8 +160,7 @@ def outcome_chart(rows: NamedRows, labels: Words, words: Words) -> Chart:
     return Chart(png, words["chart_outcomes"], words["alt_outcomes"])
 
 
-def confidence(comparison: Comparison, words: Words, language: Language) -> list[Block]:
-    labels = TEXTS[charts.chart_language(language)]
+def confidence(comparison: Comparison, words: Words, labels: Words) -> list[Block]:
     sides = {side: comparison["confidence"][side] for side in ("base", "tuned")}
     known = {side: figures for side, figures in sides.items() if figures["ece"] is not None}
     blocks: list[Block] = [Text([words["confidence_what"]])]

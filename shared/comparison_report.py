@@ -1,18 +1,19 @@
 """The comparison as a page and as text: notices, verdict, headline figures, and the sections.
 
-Takes what `comparison.compare` computed and the paired records; both languages.
+Takes what `comparison.compare` computed and the paired records; both languages. `texts` are the
+words of `comparison_texts` and the experiment's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from blip2_qlora import compare_sections as parts
-from blip2_qlora.compare_sections import Comparison, FindPicture, Words, told_apart
-from blip2_qlora.compare_texts import TEXTS
-from blip2_qlora.comparison import Pair, scored_data
-from blip2_qlora.runs import Run
+from shared import charts
+from shared import comparison_sections as parts
+from shared.comparison import Pair, scored_data
+from shared.comparison_sections import Comparison, FindPicture, Words, told_apart
 from shared.report import Language, Report, Section, Tile, interval, p_value, percent, points
+from shared.runs import Run
 from shared.significance import FEW_CLUSTERS
 
 
@@ -24,27 +25,27 @@ def make_report(
     *,
     reasons: Sequence[str],
     find_picture: FindPicture,
+    texts: Mapping[str, Words],
     language: Language,
     made_by: str,
     date: str,
 ) -> Report:
     """`reasons` say why the runs are not comparable; `find_picture` gives a record's file."""
-    words = TEXTS[language]
+    words = texts[language]
+    labels = texts[charts.chart_language(language)]  # those that the charts' fonts can draw
     overall = comparison["overall"]
     is_scored = overall["n"] > 0
     by_id = {pair.sample_id: pair for pair in pairs}
     sections = []
     if is_scored:
         sections.append(
-            Section("results", words["results"], parts.results(comparison, words, language))
+            Section("results", words["results"], parts.results(comparison, words, labels))
         )
     cards = parts.galleries(comparison, by_id, find_picture, words)
     sections.append(Section("examples", words["examples"], cards))
     if is_scored:
         sections += [
-            Section(
-                "confidence", words["confidence"], parts.confidence(comparison, words, language)
-            ),
+            Section("confidence", words["confidence"], parts.confidence(comparison, words, labels)),
             Section("scoring", words["scoring"], parts.scoring(comparison, words)),
             Section("take-away", words["take_away"], parts.copy_boxes(comparison, words)),
         ]
@@ -68,9 +69,8 @@ def make_report(
     )
 
 
-def summary(comparison: Comparison, reasons: Sequence[str], report: str, language: Language) -> str:
+def summary(comparison: Comparison, reasons: Sequence[str], report: str, words: Words) -> str:
     """The last lines on the terminal: accuracies, difference with interval and p, the report."""
-    words = TEXTS[language]
     overall = comparison["overall"]
     lines = [words["summary_forced"].format(reason=reason) for reason in reasons]
     if notice := synthetic_notice(comparison, words):
