@@ -1,10 +1,11 @@
 """Draws the toy world.
 
     python -m shared.toy_world                                   # data/toy/vqav2
-    python -m shared.toy_world --redraw                          # even if it is up to date
+    python -m shared.toy_world all                               # every set, below data/toy
+    python -m shared.toy_world llava pope --redraw               # even if they are up to date
     python -m shared.toy_world --committed_samples blip2_qlora   # the small samples under git
 
-Prints what there is, with the blind baseline of the set.
+Prints what there is, for VQAv2 with the blind baseline of the set.
 """
 
 import argparse
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from shared.options import DATA_ROOT, UserError
 
+SETS = ("vqav2", "llava", "pope", "scienceqa", "gqa", "textvqa")
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -21,7 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
         description="Draws the toy world (synthetic pictures in official dataset layouts).",
         allow_abbrev=False,
     )
-    parser.add_argument("--root", type=Path, default=DATA_ROOT / "toy" / "vqav2")
+    parser.add_argument(
+        "sets",
+        nargs="*",
+        metavar="SET",
+        help=f"{', '.join(SETS)} or all; vqav2 when none is given",
+    )
+    parser.add_argument("--root", type=Path, help="folder of the one set that is drawn")
     parser.add_argument("--redraw", action="store_true", help="even if it is up to date")
     parser.add_argument(
         "--committed_samples",
@@ -30,9 +39,14 @@ def main(arguments: list[str] | None = None) -> int:
         help="write baseline_images/ and data/tiny/ under FOLDER instead",
     )
     options = parser.parse_args(arguments)
+    names = SETS if "all" in options.sets else tuple(options.sets) or ("vqav2",)
+    for name in names:
+        if name not in SETS:
+            parser.error(f"{name} is none of the sets: {', '.join(SETS)}, all")
+    if options.root and len(names) > 1:
+        parser.error("--root is the folder of one set; give one set with it")
 
-    from shared.blind import blind_baseline
-    from shared.toy_world.build import ensure_vqav2, read_manifest
+    from shared.toy_world.build import read_manifest
     from shared.toy_world.samples import write_committed_samples
 
     try:
@@ -40,18 +54,43 @@ def main(arguments: list[str] | None = None) -> int:
             write_committed_samples(options.committed_samples)
             print(f"Wrote baseline_images/ and data/tiny/ under {options.committed_samples}")
             return 0
-        root = ensure_vqav2(options.root, redraw=options.redraw)
+        for name in names:
+            root = draw_set(name, options.root or DATA_ROOT / "toy" / name, options.redraw)
+            print(f"{root}: {json.dumps(read_manifest(root), ensure_ascii=False)}")
+            if name == "vqav2":
+                print_blind_baseline(root)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    return 0
+
+
+def draw_set(name: str, root: Path, redraw: bool = False) -> Path:
+    """One of SETS at `root`, drawn where it is missing or stale."""
+    from shared.toy_world import benchmarks
+    from shared.toy_world.build import ensure_vqav2
+    from shared.toy_world.conversations import ensure_llava
+
+    ensure = {
+        "vqav2": ensure_vqav2,
+        "llava": ensure_llava,
+        "pope": benchmarks.ensure_pope,
+        "scienceqa": benchmarks.ensure_scienceqa,
+        "gqa": benchmarks.ensure_gqa,
+        "textvqa": benchmarks.ensure_textvqa,
+    }[name]
+    return ensure(root, redraw=redraw)
+
+
+def print_blind_baseline(root: Path) -> None:
+    from shared.blind import blind_baseline
+
     train, val = (
         json.loads((root / f"v2_mscoco_{split}_annotations.json").read_text("utf-8"))["annotations"]
         for split in ("train2014", "val2014")
     )
-    print(f"{root}: {json.dumps(read_manifest(root))}")
     blind = blind_baseline(train, val)
     print(f"Blind baseline (commonest train answer per question type): {blind:.1%}")
-    return 0
 
 
 if __name__ == "__main__":
