@@ -170,10 +170,3 @@ def clamp_position(position: Any, n: int) -> int:
     except (TypeError, ValueError, OverflowError):
         wanted = 1
     return min(max(wanted, 1), n)
-
-
-def picture_file(run: Run, record: dict[str, Any]) -> Path:
-    """Where the picture of a record lies: under the run's data root, or beside its own rows."""
-    rows = run.config.get("data")
-    root = locate(rows).parent if rows else locate(run.config["data_root"])
-    return root / record["image"]

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from blip2_qlora.scoring import PUBLISHED_UNDER, score_run, verify_run
 from blip2_qlora.settings import RUNS, prepare_toy
-from shared.comparison import compare, locate, pair_up, reasons_against
+from shared.comparison import compare, pair_up, picture_file, reasons_against
 from shared.options import UserError, guarded, parse_options, portable_path, write_json
 from shared.runs import Run, read_run
 
@@ -149,8 +149,7 @@ def find_picture(record: Mapping[str, Any], run: Run, images_root: str | None) -
     if images_root:
         return Path(images_root) / name
     if run.config:
-        data = run.config.get("data")
-        return (locate(data).parent if data else locate(run.config["data_root"])) / name
+        return picture_file(run, record)
     tried = [Path(name), run.folder.parent / name, BASELINE_PICTURES / name]
     return next((path for path in tried if path.is_file()), tried[0])
 

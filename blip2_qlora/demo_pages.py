@@ -16,12 +16,12 @@ from blip2_qlora.browsing import (
     missing_file,
     open_comparison,
     permitted_folder,
-    picture_file,
     select,
 )
 from blip2_qlora.demo_html import pair_html, replies_html, runs_html
 from blip2_qlora.demo_texts import TEXTS
 from blip2_qlora.settings import EXPERIMENT
+from shared.comparison import picture_file
 from shared.gradio_parts import Language, device_line, error_notice, synthetic_notice
 from shared.images import ImageError, open_image
 from shared.options import OUTPUTS, UserError, portable_path

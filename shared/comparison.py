@@ -297,6 +297,13 @@ def trained_on_scored(run: Run) -> bool:
     return bool(learned) and (learned.get("source"), learned.get("split")) == scored_data(run)
 
 
+def picture_file(run: Run, record: Mapping[str, Any]) -> Path:
+    """Where the picture of a record lies: under the run's data root, or beside its own rows."""
+    rows = run.config.get("data")
+    root = locate(rows).parent if rows else locate(run.config["data_root"])
+    return root / record["image"]
+
+
 def locate(path: str) -> Path:
     """A path of `config.json`: relative ones count from the repository, else from here."""
     inside = REPO_ROOT / path

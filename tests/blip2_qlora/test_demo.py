@@ -32,7 +32,6 @@ from blip2_qlora.browsing import (
     missing_file,
     open_comparison,
     permitted_folder,
-    picture_file,
     select,
 )
 from blip2_qlora.demo import DemoOptions, adapter_advice
@@ -41,6 +40,7 @@ from blip2_qlora.demo_pages import check_input, example_rows
 from blip2_qlora.demo_texts import TEXTS
 from blip2_qlora.scoring import score_run, write_scores
 from shared.answering import Answer
+from shared.comparison import picture_file
 from shared.options import REPO_ROOT, UserError, write_json
 
 DEMO = REPO_ROOT / "blip2_qlora" / "demo.py"

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from blip2_qlora import blip2
+from blip2_qlora.asking import CaptionsAndAnswers, CaptionStart
 from blip2_qlora.predict import PredictOptions, main
 from shared.options import REPO_ROOT, MissingError, UserError, parse_options
 
@@ -96,6 +97,20 @@ def test_rows_of_a_file_each_picture_s_caption_once(predict, folder, tmp_path, m
     assert calls == [2]  # one encoding of each for captions and answers
     alone = predict("--image", str(folder / "a.png"), "--question", "How many?")
     assert (alone[0]["caption"], alone[0]["answer"]) == (lines[1]["caption"], lines[1]["answer"])
+
+
+def test_a_caption_and_an_answer_from_one_encoding_are_each_decoded_their_own_way(loaded, pictures):
+    """Known by their type: the same words may start a caption and be a prompt."""
+    words = "Question: what? Answer:"
+    preset = blip2.choose_preset(loaded[0].config, "paper", None, True)
+    speaker = CaptionsAndAnswers(*loaded, preset, greedy=True, caption_min_tokens=9)
+    features = speaker.encode_images(pictures)
+    said = speaker.answer(features, [2, 0, 2], [words, CaptionStart(words), words])
+    assert said[0] == said[2] == speaker.answers.answer(features, [2], [words])[0]
+    assert said[1] == speaker.captions.answer(features, [0], [words])[0]
+    assert said[1].n_tokens >= 9
+    assert speaker.prompt_problem(CaptionStart("why " * 95)) is not None  # 30 tokens are to come
+    assert speaker.prompt_problem("why " * 95) is None
 
 
 def test_batches_do_not_change_what_is_said(predict):
