@@ -48,7 +48,7 @@ TRAINING_DEFAULTS = {
 
 def prepare_toy() -> None:
     """Draw the toy conversations and their pictures (some seconds, once)."""
-    from shared.toy_world.build import ensure_llava
+    from shared.toy_world.conversations import ensure_llava
 
     ensure_llava(TOY_DATA)
 
@@ -104,7 +104,7 @@ class LlavaParts:
     """Model: a whole LLaVA, or the parts that one is made from"""
 
     model: str | None = field(
-        default=None, metadata={"help": "LLaVA folder (any layout that convert.py reads)"}
+        default=None, metadata={"help": "a whole LLaVA in the Hub layout (convert.py writes it)"}
     )
     vision_tower: str | None = field(
         default=None, metadata={"help": "CLIP, SigLIP or Chinese-CLIP: folder or downloaded id"}

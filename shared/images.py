@@ -55,6 +55,23 @@ def to_rgb(image: Image) -> Image:
     return image.convert("RGB")
 
 
+def pad_to_square(image: Image, color: tuple[int, int, int]) -> Image:
+    """The picture in the middle of a square of its longer side, as LLaVA v1.5 pads.
+
+    Odd rests go below and to the right (haotian-liu/LLaVA c121f04, llava/mm_utils.py,
+    expand2square); `color` is the processor's mean there.
+    """
+    from PIL import Image
+
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), color)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
 def header_size(path: Path | str) -> tuple[int, int]:
     """(width, height) from the header alone, pixels not decoded. Raises ImageError."""
     from PIL import Image, UnidentifiedImageError

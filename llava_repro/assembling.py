@@ -1,0 +1,279 @@
+"""A LLaVA from its parts: vision tower, projector, language model, tokenizer.
+
+The parts lie on disk as their authors publish them (a CLIP folder brings its text tower too, which
+is not loaded). The tokenizer gets `<image>` and, if it has none, a padding token; the language
+model's embeddings grow when the new tokens do not fit into the rows it has. For plans without
+weights the same configuration comes from `architectures.json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from llava_repro.settings import LlavaParts, TrainOptions, known_architecture
+from shared.conversations import IMAGE_TAG
+from shared.loading import load_pretrained, model_folder, pick_dtype
+from shared.options import MissingError, UserError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import LlavaConfig, PretrainedConfig, TrainingArguments
+
+    from llava_repro.model import Llava
+
+PAD_TOKEN = "<pad>"
+# What a tower's config.json is called, whole model or vision part -> class of the vision part
+TOWERS = {
+    "clip": "CLIPVisionModel",
+    "siglip": "SiglipVisionModel",
+    "chinese_clip": "ChineseCLIPVisionModel",
+}
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A LLaVA with all that turns rows into its input."""
+
+    model: Llava
+    tokenizer: Any
+    image_processor: Any
+
+
+def tower_family(config: PretrainedConfig) -> str:
+    """clip, siglip or chinese_clip. Raises UserError for another architecture."""
+    family = config.model_type.removesuffix("_vision_model")
+    if family not in TOWERS:
+        raise UserError(
+            f"{config.model_type}: not a vision tower that this LLaVA knows ({', '.join(TOWERS)})"
+        )
+    return family
+
+
+def part_config(name: str) -> tuple[PretrainedConfig, Path | None]:
+    """Configuration of a part and its folder, or None where only its published numbers are known.
+
+    Raises MissingError when it is neither on disk nor in architectures.json.
+    """
+    from transformers import AutoConfig
+
+    try:
+        folder = model_folder(name)
+    except MissingError:
+        numbers = known_architecture(name)
+        if numbers is None:
+            raise
+        numbers = dict(numbers)
+        return AutoConfig.for_model(numbers.pop("model_type"), **numbers), None
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True), folder
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: its config.json cannot be used ({error})") from error
+
+
+def vision_part(config: PretrainedConfig) -> PretrainedConfig:
+    """The vision half of a CLIP-like configuration, or the configuration itself."""
+    tower_family(config)
+    return getattr(config, "vision_config", config)
+
+
+def llava_config(
+    vision: PretrainedConfig,
+    text: PretrainedConfig,
+    *,
+    image_token_index: int,
+    vision_feature_layer: int,
+) -> LlavaConfig:
+    """The configuration of a LLaVA from those of its parts.
+
+    CLIP's class token is dropped (strategy "default"); SigLIP has none to drop ("full"), and
+    "default" would silently cost it its first patch.
+    """
+    from transformers import LlavaConfig
+
+    siglip = tower_family(vision) == "siglip"
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=image_token_index,
+        vision_feature_layer=vision_feature_layer,
+        vision_feature_select_strategy="full" if siglip else "default",
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
+
+
+def prepare_tokenizer(tokenizer: Any) -> list[str]:
+    """Give it what a LLaVA needs, in place; returns what was done, for the screen.
+
+    `<image>` becomes one token; a missing padding token becomes the unknown token as in LLaVA, else
+    a new one: with the end token as padding, a true end would look like padding.
+    """
+    done = []
+    if tokenizer.convert_tokens_to_ids(IMAGE_TAG) in (None, tokenizer.unk_token_id):
+        tokenizer.add_tokens([IMAGE_TAG], special_tokens=True)
+        done.append(f"{IMAGE_TAG} added as token {len(tokenizer) - 1}")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.unk_token is not None:
+            tokenizer.pad_token = tokenizer.unk_token
+        else:
+            tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+        done.append(f"no padding token: {tokenizer.pad_token} (id {tokenizer.pad_token_id}) is it")
+    return done
+
+
+def load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{folder}: its tokenizer cannot be loaded ({error})") from error
+
+
+def load_image_processor(folder: Path) -> Any:
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{folder}: its image processor cannot be loaded ({error})") from error
+
+
+def assemble(
+    options: LlavaParts,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    language_model_dtype: torch.dtype,
+    quantization: str,
+) -> Assembled:
+    """The parts loaded and put together; the projector is fresh (`read_projector` fills it).
+
+    `language_model_dtype` is float32 where the language model itself trains: read in bf16 first,
+    its weights would have lost what fp16 and fp32 files hold.
+    """
+    import transformers
+
+    from llava_repro.model import Llava
+
+    vision_folder = model_folder(options.vision_tower or "")
+    text_folder = model_folder(options.language_model or "")
+    vision_config, _ = part_config(str(vision_folder))
+    tokenizer = load_tokenizer(text_folder)
+    for line in prepare_tokenizer(tokenizer):
+        print(f"tokenizer:  {line}")
+    tower = load_pretrained(
+        getattr(transformers, TOWERS[tower_family(vision_config)]),
+        vision_folder,
+        device=device,
+        dtype=dtype,
+        quantization="none",
+        skip_modules=(),
+    )
+    language_model = load_pretrained(
+        transformers.AutoModelForCausalLM,
+        text_folder,
+        device=device,
+        dtype=language_model_dtype,
+        quantization=quantization,
+        skip_modules=("lm_head",),
+    )
+    grow_embeddings(language_model, len(tokenizer))
+    config = llava_config(
+        tower.config,
+        language_model.config,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TAG),
+        vision_feature_layer=options.vision_feature_layer,
+    )
+    model = Llava(config, tower, language_model, projector=options.projector_type)
+    model.projector.to(device)
+    return Assembled(model, tokenizer, load_image_processor(vision_folder))
+
+
+def compute_dtype(options: LlavaParts, training: TrainingArguments) -> torch.dtype:
+    """The dtype of frozen weights and of the computation. Raises UserError for fp16 unscaled."""
+    dtype = pick_dtype(options.dtype, training.device)
+    if dtype == torch.float16 and not training.fp16:
+        raise UserError(
+            "this device computes in float16, whose gradients vanish unless the loss is scaled: "
+            "give --fp16 true, or --dtype float32"
+        )
+    return dtype
+
+
+def load_for_training(
+    options: TrainOptions, training: TrainingArguments
+) -> tuple[Assembled, PeftModel | None]:
+    """The model with exactly that open which trains, and peft's view of it when it is LoRA."""
+    from transformers import set_seed
+
+    from llava_repro.results import read_projector
+    from llava_repro.trainable import prepare_training, print_trained
+
+    device, dtype = training.device, compute_dtype(options, training)
+    train_type = options.train_type or ""
+    whole = train_type in ("freeze_vision", "full")
+    set_seed(training.seed)  # of a fresh projector and of LoRA's first weights
+    if options.model is not None:
+        assembled = load_assembled(options, device, torch.float32 if whole else dtype)
+    else:
+        assembled = assemble(
+            options,
+            device=device,
+            dtype=torch.float32 if train_type == "full" else dtype,
+            language_model_dtype=torch.float32 if whole else dtype,
+            quantization=options.quantization,
+        )
+    model = assembled.model
+    if options.projector is not None:
+        read_projector(model.projector, options.projector)
+    set_seed(training.seed)  # the same LoRA matrices whether or not a projector was read
+    view = prepare_training(
+        model,
+        train_type,
+        rank=options.lora_rank,
+        alpha=options.lora_alpha,
+        dropout=options.lora_dropout,
+    )
+    if train_type != "full":
+        model.vision_tower.to(dtype)
+    print_trained(model)
+    return assembled, view
+
+
+def load_assembled(options: TrainOptions, device: torch.device, dtype: torch.dtype) -> Assembled:
+    """A whole LLaVA folder with its tokenizer and image processor."""
+    from llava_repro.model import Llava
+
+    folder = model_folder(options.model or "")
+    model = Llava.from_pretrained(
+        folder, dtype=dtype, quantization=options.quantization, device=device
+    )
+    tokenizer = load_tokenizer(folder)
+    for line in prepare_tokenizer(tokenizer):
+        print(f"tokenizer:  {line}")
+    return Assembled(model, tokenizer, load_image_processor(folder))
+
+
+def grow_embeddings(language_model: nn.Module, n_tokens: int) -> None:
+    """Rows for new tokens where there are too few; never fewer than before.
+
+    Many models have more rows than tokens (Qwen2.5: 151,936 for 151,665); then nothing changes.
+    The new rows are the mean of the others: `<image>` is replaced by the picture, padding is
+    masked, so they are never read.
+    """
+    rows = language_model.get_input_embeddings().weight.shape[0]
+    if n_tokens > rows:
+        language_model.resize_token_embeddings(n_tokens, mean_resizing=False)
+        for embeddings in (
+            language_model.get_input_embeddings(),
+            language_model.get_output_embeddings(),
+        ):
+            if embeddings is not None:
+                with torch.no_grad():
+                    embeddings.weight[rows:] = embeddings.weight[:rows].mean(0)

@@ -1,0 +1,411 @@
+"""Training samples: which rows train, in which order, and how a batch is made of them.
+
+Rows are read lazily; the order is a function of seed and epoch, grouped by modality and length
+within a window of some steps, so that the first step of a million rows starts in seconds. A sample
+is encoded once with its labels (`shared.conversations.encode`); a picture's tokens are never cut.
+What cannot be used (a picture that does not decode, a row without a learned token) is left out of
+its batch and reported in `skipped`; the trainer counts it against a bound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Sampler
+
+from llava_repro.settings import TrainOptions
+from llava_repro.templates import TEMPLATES
+from shared.conversations import Template, encode, fit, open_conversations, row_images
+from shared.images import header_size, open_image, pad_to_square
+from shared.options import IGNORE_INDEX, UserError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+LOOK_AHEAD = 64  # steps whose rows are grouped, and whose pictures are checked, together
+MAX_BAD_SHARE = 0.01  # of the samples checked before training
+# Chinese has no spaces: each of its characters counts as a word, all else is split at spaces.
+WORDS = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\s\u3400-\u9fff\uf900-\ufaff]+")
+
+Row = dict[str, Any]
+
+
+def row_name(row: Row, index: int | None = None) -> str:
+    """How messages call a row: its id, else its place."""
+    return str(row.get("id", f"row {index}" if index is not None else "without id"))
+
+
+def read_row(rows: Sequence[Row], i: int) -> Row:
+    """Row i, or for a malformed one an empty row whose `problem` says what is wrong with it: one
+    bad line in a million is left out and counted, it does not stop the training."""
+    try:
+        return rows[i]
+    except UserError as error:
+        return {"id": f"row {i}", "conversations": [], "problem": str(error)}
+
+
+def modality_length(row: Row) -> int:
+    """Words of a row, negative for text alone (LLaVA, train.py, `modality_lengths`)."""
+    words = sum(len(WORDS.findall(str(turn.get("value") or ""))) for turn in row["conversations"])
+    return max(words, 1) if row.get("image") else -max(words, 1)
+
+
+# Which rows
+
+
+def named_template(name: str | None) -> Template | None:
+    """A template of templates.py, None for the tokenizer's own. Raises UserError."""
+    if name is not None and name not in TEMPLATES:
+        raise UserError(f"--template {name}: not one of {', '.join(TEMPLATES)}")
+    return None if name is None else TEMPLATES[name]
+
+
+def open_rows(options: TrainOptions, seed: int) -> tuple[Rows, Rows] | None:
+    """(rows that train, rows held out) of --data, or None when the file is not here."""
+    path = Path(options.data or "")
+    if not path.is_file():
+        return None
+    root = Path(options.image_root or path.parent)
+    rows = open_conversations(path, root)
+    return choose_rows(
+        rows, limit=options.limit, n_validation=options.validation_samples, seed=seed
+    )
+
+
+class Rows(Sequence[Row]):
+    """Some rows of a file, by their places in it; read when asked for (`read_row`)."""
+
+    def __init__(self, rows: Sequence[Row], indices: Sequence[int]) -> None:
+        self.rows = rows
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> Row:  # type: ignore[override]
+        return read_row(self.rows, self.indices[i])
+
+
+def choose_rows(
+    rows: Sequence[Row], *, limit: int, n_validation: int, seed: int
+) -> tuple[Rows, Rows]:
+    """(rows that train, about `n_validation` held out), no picture in both.
+
+    Without --limit and validation no row is read; holding out by picture reads each of them once.
+    Raises UserError when nothing is left to train on.
+    """
+    if not len(rows):
+        raise UserError("the data holds no conversation: nothing to train on")
+    indices: Sequence[int] = range(len(rows))
+    generator = random.Random(seed)
+    if limit and limit < len(rows):
+        indices = sorted(generator.sample(indices, limit))
+    if not n_validation:
+        return Rows(rows, indices), Rows(rows, [])
+    by_picture: dict[str, list[int]] = {}
+    for i in indices:
+        image = read_row(rows, i).get("image")
+        by_picture.setdefault(str(image) if image else f"text {i}", []).append(i)
+    names = sorted(by_picture)
+    generator.shuffle(names)
+    held: set[int] = set()
+    for name in names:
+        if len(held) >= n_validation:
+            break
+        held.update(by_picture[name])
+    learned = [i for i in indices if i not in held]
+    if not learned:
+        raise UserError(
+            f"holding out {n_validation} of {len(indices)} rows for validation leaves none to "
+            "train on: give more rows or a smaller --validation_samples"
+        )
+    return Rows(rows, learned), Rows(rows, sorted(held))
+
+
+def rows_hash(rows: Rows) -> str:
+    """A short hash of which places of the file train, for the manifest."""
+    if isinstance(rows.indices, range):
+        text = repr(rows.indices)
+    else:
+        text = ",".join(map(str, rows.indices))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# In which order
+
+
+def even_chunks(order: Sequence[int], lengths: Mapping[int, int], n: int) -> list[list[int]]:
+    """`order` (longest first) dealt to `n` devices so that their sums of lengths are close.
+
+    Each gets the same number of samples where they can be divided, else every n-th one.
+    """
+    if len(order) % n:
+        return [list(order[i::n]) for i in range(n)]
+    chunks: list[list[int]] = [[] for _ in range(n)]
+    sums = [0] * n
+    room = len(order) // n
+    for i in order:
+        lightest = min((c for c in range(n) if len(chunks[c]) < room), key=lambda c: sums[c])
+        chunks[lightest].append(i)
+        sums[lightest] += lengths[i]
+    return chunks
+
+
+def grouped_by_modality(
+    window: Sequence[int], lengths: Mapping[int, int], batch_size: int, n_batches: int
+) -> tuple[list[list[int]], list[int], list[int]]:
+    """Steps of one modality each, and what is left over of both (pictures, text).
+
+    `window` in random order; lengths[i] as `modality_length` gives it. A step is `n_batches`
+    (processes x accumulated) batches of `batch_size`, longest first, dealt evenly
+    (LLaVA, llava_trainer.py, `get_modality_length_grouped_indices`).
+    """
+    size = batch_size * n_batches
+    steps: list[list[int]] = []
+    rests = []
+    for wanted in (True, False):
+        members = [i for i in window if (lengths[i] > 0) == wanted]
+        whole = len(members) // size * size
+        for start in range(0, whole, size):
+            by_length = sorted(members[start : start + size], key=lambda i: -abs(lengths[i]))
+            sizes = {i: abs(lengths[i]) for i in by_length}
+            dealt = even_chunks(by_length, sizes, n_batches)
+            steps.append([i for chunk in dealt for i in chunk])
+        rests.append(members[whole:])
+    return steps, rests[0], rests[1]
+
+
+class ConversationSampler(Sampler[int]):
+    """Places of the samples in the order of training, for all processes together.
+
+    With `length_of` steps hold one modality and like lengths, as in LLaVA, but within a window of
+    LOOK_AHEAD steps; the leftover of both modalities makes the last, mixed batches. The order
+    depends on seed and epoch alone.
+    """
+
+    def __init__(
+        self,
+        n_samples: int,
+        *,
+        batch_size: int,
+        n_batches: int,
+        seed: int,
+        length_of: Callable[[int], int] | None = None,
+        look_ahead: int = LOOK_AHEAD,
+    ) -> None:
+        self.n_samples = n_samples
+        self.batch_size = batch_size
+        self.n_batches = n_batches
+        self.seed = seed
+        self.length_of = length_of
+        self.look_ahead = look_ahead
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(self.n_samples, generator=generator).tolist()
+        if self.length_of is None:
+            yield from order
+            return
+        size = self.look_ahead * self.batch_size * self.n_batches
+        pictures: list[int] = []
+        texts: list[int] = []
+        for start in range(0, self.n_samples, size):
+            window = [*pictures, *texts, *order[start : start + size]]
+            lengths = {i: self.length_of(i) for i in window}
+            steps, pictures, texts = grouped_by_modality(
+                window, lengths, self.batch_size, self.n_batches
+            )
+            for i in torch.randperm(len(steps), generator=generator).tolist():
+                yield from steps[i]
+        yield from sorted([*pictures, *texts])
+
+
+def check_samples(
+    rows: Sequence[Row], order: Iterable[int], image_root: Path, *, n: int | None
+) -> tuple[int, list[str]]:
+    """The next `n` samples (None: all) as far as that is cheap: (number checked, problems).
+
+    A row's form and its pictures' headers; nothing is decoded (0.02 ms a picture) or tokenised.
+    Problems are messages that name file and row or picture, one a sample.
+    """
+    problems = []
+    checked = 0
+    for i in itertools.islice(order, n):
+        checked += 1
+        row = rows[i]
+        try:
+            if "problem" in row:
+                raise UserError(row["problem"])
+            for path in row_images(row, image_root):
+                header_size(path)
+        except UserError as error:
+            problems.append(str(error))
+    return checked, problems
+
+
+def refuse_bad_samples(checked: int, problems: Sequence[str]) -> None:
+    """Raises UserError when more than 1 % cannot be used; a few are named and left out later."""
+    if not problems:
+        return
+    listed = "\n  ".join(problems[:5])
+    if len(problems) > MAX_BAD_SHARE * checked:
+        raise UserError(
+            f"{len(problems)} of the {checked} samples checked cannot be used (is --image_root the "
+            f"right folder?); the first:\n  {listed}"
+        )
+    print(f"{len(problems)} of {checked} samples will be left out; the first:\n  {listed}")
+
+
+# Batches
+
+
+class ConversationCollator:
+    """Rows -> a batch of `LlavaForTraining`, with `sample_ids`, `skipped` and `shortened`."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        image_processor: Any,
+        template: Template | None,
+        *,
+        n_image_tokens: int,
+        max_length: int,
+        image_root: Path,
+        image_aspect_ratio: str = "square",
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.template = template
+        self.n_image_tokens = n_image_tokens
+        self.max_length = max_length
+        self.image_root = image_root
+        self.pads = image_aspect_ratio == "pad"
+        self.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """input_ids, attention_mask, labels (B, T) padded on the right, pixel_values
+        (pictures, 3, H, W) or absent when the batch has none.
+
+        Without one usable sample: empty `sample_ids` and labels (0, 0), to be counted and passed
+        over.
+        """
+        samples, pictures, sample_ids, skipped, shortened = [], [], [], [], []
+        for row in rows:
+            name = row_name(row)
+            try:
+                if "problem" in row:
+                    raise UserError(row["problem"])
+                sample, cut = self.encode(row)
+                own = [open_image(path) for path in row_images(row, self.image_root)]
+            except UserError as error:
+                message = str(error)
+                skipped.append(message if name in message else f"{name}: {message}")
+                continue
+            samples.append(sample)
+            pictures += own
+            sample_ids.append(name)
+            if cut:
+                shortened.append(name)
+        if not samples:
+            nothing = torch.empty((0, 0), dtype=torch.long)
+            return {"labels": nothing, "sample_ids": [], "skipped": skipped}
+        batch = self.pad(samples)
+        if pictures:
+            batch["pixel_values"] = self.pixels(pictures)
+        return {**batch, "sample_ids": sample_ids, "skipped": skipped, "shortened": shortened}
+
+    def encode(self, row: Row) -> tuple[dict[str, list[int]], bool]:
+        """Ids and labels of a row, and whether its text was shortened.
+
+        Raises UserError for a row that cannot be learned from: it has no learned token, its
+        pictures do not fit, or shortening would have to cut into a picture.
+        """
+        sample = encode(row, self.tokenizer, self.template, self.n_image_tokens)
+        n_tokens = sample["input_ids"].count(self.image_token_id)
+        n_pictures = len(row_images(row, self.image_root))
+        if n_tokens != n_pictures * self.n_image_tokens:
+            raise UserError(
+                f"{row_name(row)}: {n_pictures} pictures, but {n_tokens // self.n_image_tokens} "
+                "<image> in its text"
+            )
+        # the first token has none before it that could predict it
+        if all(label == IGNORE_INDEX for label in sample["labels"][1:]):
+            raise UserError(f"{row_name(row)}: no answer to learn in it")
+        fitting = fit(sample, self.max_length, self.image_token_id)
+        if fitting is None:
+            raise UserError(
+                f"{row_name(row)}: {len(sample['input_ids'])} tokens; cut to --max_length "
+                f"{self.max_length} it would lose a picture's or all of its answers"
+            )
+        return fitting, fitting is not sample
+
+    def pad(self, samples: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        """Right padding; the mask comes from lengths, so that a true end token that doubles as
+        padding keeps its place."""
+        longest = max(len(sample["input_ids"]) for sample in samples)
+        shape = (len(samples), longest)
+        input_ids = torch.full(shape, self.tokenizer.pad_token_id)
+        labels = torch.full(shape, IGNORE_INDEX)
+        attention_mask = torch.zeros(shape, dtype=torch.long)
+        for i, sample in enumerate(samples):
+            n = len(sample["input_ids"])
+            input_ids[i, :n] = torch.tensor(sample["input_ids"])
+            labels[i, :n] = torch.tensor(sample["labels"])
+            attention_mask[i, :n] = 1
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+    def pixels(self, pictures: Sequence[Any]) -> torch.Tensor:
+        if self.pads:
+            mean = tuple(int(255 * value) for value in self.image_processor.image_mean)
+            pictures = [pad_to_square(picture, mean) for picture in pictures]
+        return self.image_processor(pictures, return_tensors="pt")["pixel_values"]
+
+
+def validation_loss(
+    model: Any, collate: ConversationCollator, held_out: Rows, training: TrainingArguments
+) -> dict[str, float]:
+    """Cross-entropy per learned token over the held-out rows, however they are batched."""
+    total, tokens, size = 0.0, 0, training.per_device_train_batch_size
+    for start in range(0, len(held_out), size):
+        batch = collate([held_out[i] for i in range(start, min(start + size, len(held_out)))])
+        if not batch["sample_ids"]:
+            continue
+        tensors = {k: v.to(training.device) for k, v in batch.items() if torch.is_tensor(v)}
+        total += float(model(**tensors, num_items_in_batch=1)["loss"])
+        tokens += int((batch["labels"] >= 0).sum())
+    if not tokens:
+        raise UserError(f"not one held-out row can be used; the first: {batch['skipped'][0]}")
+    return {"loss": total / tokens}
+
+
+def show_labels(sample: dict[str, list[int]], tokenizer: Any) -> str:
+    """The decoded sample, what is learned in 【 】, a picture's tokens as <image> x N."""
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    parts: list[str] = []
+    runs: list[tuple[str, list[int]]] = []
+    for token, label in zip(sample["input_ids"], sample["labels"], strict=True):
+        kind = "image" if token == image_id else "text" if label == IGNORE_INDEX else "learned"
+        if not runs or runs[-1][0] != kind:
+            runs.append((kind, []))
+        runs[-1][1].append(token)
+    for kind, ids in runs:
+        if kind == "image":
+            parts.append(f"<image> x {len(ids)}")
+        else:
+            text = tokenizer.decode(ids)
+            parts.append(f"【{text}】" if kind == "learned" else text)
+    return "".join(parts)
