@@ -4,12 +4,8 @@ Rows may be written LLaVA's way (`conversations` of `from`/`value`), OpenAI's (`
 `role`/`content`) or mixed, with `image` as a path, a list of paths or MiniCPM's dict from
 `<image_00>` to a path; they come out as LLaVA rows. JSON lines are found by the offsets of their
 lines and Parquet by row groups, so that a million rows open in seconds; a JSON array is loaded
-whole, and says so. `--validate` looks at every row and the header of every picture.
-
-    python -m shared.conversations data/llava/finetune.json --image_root data/llava --validate
-    python -m shared.conversations data/toy/llava/finetune.jsonl --validate     (the toy's)
-
-Reads the file and its pictures' headers, writes nothing; the exit status is 1 when rows are bad.
+whole, and says so. `python -m shared.conversations FILE --validate` checks a whole file. Used
+through `conversations.py`; writes nothing. No torch here.
 """
 
 from __future__ import annotations
@@ -33,8 +29,6 @@ ROLES = {
 }  # fmt: skip
 NUMBERED_TAG = re.compile(r"<image_\d+>")
 BLOCK = 1 << 22  # bytes scanned for line ends at a time
-SHOWN_PROBLEMS = 20
-QUICK_ROWS = 1000  # looked at without --validate
 
 
 class RowError(UserError):
@@ -299,7 +293,7 @@ class _Parquet(Conversations):
         from bisect import bisect_right
 
         group = bisect_right(self.ends, i)
-        rows = _row_group(str(self.path), group)
+        rows = _row_group(str(self.path), self.path.stat().st_mtime_ns, group)
         return rows[i - (self.ends[group - 1] if group else 0)]
 
 
@@ -376,14 +370,10 @@ def _parquet_module() -> Any:
 
 
 @lru_cache(maxsize=4)
-def _row_group(path: str, group: int) -> list[dict[str, Any]]:
+def _row_group(path: str, changed: int, group: int) -> list[dict[str, Any]]:
     with _parquet_module().ParquetFile(path) as file:
         return file.read_row_group(group).to_pylist()
 
 
 def _id_of(row: Any) -> str:
     return f" (id {row['id']!r})" if isinstance(row, dict) and "id" in row else ""
-
-
-def main() -> None:
-    pass

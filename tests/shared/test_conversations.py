@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from llava_repro.templates import TEMPLATES, render
-from shared.conversation_files import RowError, main, normalise_row
+from shared.conversation_check import language_of, main
+from shared.conversation_files import RowError, normalise_row
 from shared.conversations import (
     answer_end,
     chat_template,
@@ -86,7 +87,7 @@ SPECIALS = {
 }  # fmt: skip
 JINJA = {"chatml": CHATML_JINJA, "llama3": LLAMA3_JINJA, "gemma": GEMMA_JINJA}
 BYTE_KINDS = ("chatml", "llama3")
-TEN_ROWS = [
+ROWS = [
     [("human", "<image>\nWhat color is the circle?"), ("gpt", "The circle is red.")],
     [("human", "Hi"), ("gpt", "Yes"), ("human", "How many?"), ("gpt", "There are two.")],
     [("system", "Be brief."), ("human", "Hi <image>"), ("gpt", ""), ("human", "b"), ("gpt", "c")],
@@ -123,7 +124,15 @@ def byte_level(kind: str) -> PreTrainedTokenizerFast:
 
 def metaspace(kind: str) -> PreTrainedTokenizerFast:
     """SentencePiece-like BPE with byte fallback: Llama's legacy and newer form, and Gemma's."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
     bos = "<bos>" if kind == "gemma" else "<s>"
@@ -152,6 +161,9 @@ def metaspace(kind: str) -> PreTrainedTokenizerFast:
         raw.normalizer = blank
     raw.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, vocabulary[bos])]
+    )
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw, unk_token="<unk>", bos_token=bos,
@@ -196,14 +208,608 @@ def pieces(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[str]:
 @pytest.mark.parametrize("name", ["vicuna_v1", "v0_mmtag", "llava_llama_2", "mistral_instruct",
                                   "plain", "v0"])  # fmt: skip
 @pytest.mark.parametrize("kind", ["llama_legacy", "llama"])
-@pytest.mark.parametrize("turns", TEN_ROWS)
+@pytest.mark.parametrize("turns", ROWS)
 def test_ids_of_pieces_equal_those_of_the_whole_string_on_llama(
     tokenizers: dict[str, PreTrainedTokenizerFast], kind: str, name: str,
     turns: list[tuple[str, str]],
 ) -> None:  # fmt: skip
     tokenizer, template = tokenizers[kind], TEMPLATES[name]
     if name == "plain" and not turns[0][1].count("<image>"):
-        pytest.skip("plain is for pictures")
+        return  # refused: test_plain_without_a_picture_is_refused
     whole = tokenizer(render(template, turns))["input_ids"]
     encoded = encode(row_of(turns), tokenizer, template, 1)
     assert pieces(tokenizer, encoded["input_ids"]) == pieces(tokenizer, whole)
+
+
+@pytest.mark.parametrize("kind", ["chatml", "llama3", "gemma"])
+@pytest.mark.parametrize("turns", ROWS)
+def test_ids_by_the_tokenizers_own_template_equal_those_of_the_whole_string(
+    tokenizers: dict[str, PreTrainedTokenizerFast], kind: str, turns: list[tuple[str, str]]
+) -> None:
+    tokenizer = tokenizers[kind]
+    whole = "".join(text for text, _ in segments_of(turns, tokenizer, None))
+    expected = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    assert encode(row_of(turns), tokenizer, None, 1)["input_ids"] == expected
+
+
+@pytest.mark.parametrize("kind", ["llama_legacy", "llama"])
+def test_exact_tokens_and_labels_on_llama(
+    tokenizers: dict[str, PreTrainedTokenizerFast], kind: str
+) -> None:
+    """The blank after "ASSISTANT:" is in the answer's first token, and learned; BOS stands once."""
+    tokenizer = tokenizers[kind]
+    turns = [("human", "Hi <image>"), ("gpt", "Yes"), ("human", "b"), ("gpt", "")]
+    encoded = encode(row_of(turns), tokenizer, TEMPLATES["vicuna_v1"], 3)
+    names = pieces(tokenizer, encoded["input_ids"])
+    assert names[0] == "<s>"
+    assert names.count("<s>") == 1
+    first = names.index("<image>")
+    assert names[first : first + 4] == ["<image>", "<image>", "<image>", "<0x0A>"] or (
+        kind == "llama_legacy"
+        and names[first : first + 5] == ["<image>", "<image>", "<image>", "▁", "<0x0A>"]
+    )
+    learned = [
+        name for name, label in zip(names, encoded["labels"], strict=True) if label != IGNORE_INDEX
+    ]
+    assert learned == ["▁Yes", "</s>", "▁", "</s>"]
+    after = names[names.index("</s>") + 1]
+    assert after.startswith("▁") == (kind == "llama_legacy")  # as in the whole string
+
+
+@pytest.mark.parametrize("kind", ["chatml", "llama3", "llama_legacy", "llama", "gemma"])
+@pytest.mark.parametrize("name", [*TEMPLATES, None])
+@pytest.mark.parametrize("turns", ROWS)
+def test_prompt_is_what_training_has_before_the_answer(
+    tokenizers: dict[str, PreTrainedTokenizerFast], kind: str, name: str | None,
+    turns: list[tuple[str, str]],
+) -> None:  # fmt: skip
+    tokenizer, template = tokenizers[kind], TEMPLATES[name] if name else None
+    if (template is None and not tokenizer.chat_template) or (
+        template is not None and template.images_only and "<image>" not in turns[0][1]
+    ):
+        return
+    encoded = encode(row_of(turns), tokenizer, template, 5)
+    prompt = prompt_ids([*turns[:-1], ("gpt", None)], tokenizer, template, 5)
+    assert encoded["input_ids"][: len(prompt)] == prompt
+    assert encoded["labels"][len(prompt)] != IGNORE_INDEX
+    assert encoded["labels"][len(prompt) - 1] == IGNORE_INDEX
+    n_images = sum(text.count("<image>") for _, text in turns)
+    assert pieces(tokenizer, encoded["input_ids"]).count("<image>") == 5 * n_images
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "end"),
+    [
+        ("chatml", None, "<|im_end|>"),
+        ("llama3", None, "<|eot_id|>"),
+        ("gemma", None, "<end_of_turn>"),
+        ("chatml", "mpt", "<|im_end|>"),
+        ("llama", "vicuna_v1", "</s>"),
+        ("llama", "mistral_instruct", " </s>"),
+        ("chatml", "v0", "###"),
+        ("chatml", "plain", "\n"),
+    ],
+)
+def test_answer_and_end_token_are_learned_and_nothing_else(
+    tokenizers: dict[str, PreTrainedTokenizerFast], kind: str, name: str | None, end: str
+) -> None:
+    tokenizer, template = tokenizers[kind], TEMPLATES[name] if name else None
+    lead = template.answer[0] if template else ""
+    turns = [
+        ("human", "<image>\nWho?"), ("gpt", "The user asks the ASSISTANT: a star. USER: no"),
+        ("human", "<image>b"), ("gpt", ""),
+        ("human", "<image>"), ("gpt", "红色。"),
+    ]  # fmt: skip
+    texts = learned_texts(encode(row_of(turns), tokenizer, template, 2), tokenizer)
+    expected = [lead + answer + end for _, answer in turns[1::2]]
+    assert texts == expected
+    assert answer_end(tokenizer, template) == end.strip(" ")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("kind", ["chatml", "llama_legacy"])
+def test_a_folder_that_carries_its_template_trains_and_asks_as_the_named_one(
+    kind: str, name: str
+) -> None:
+    """template None on a tokenizer with our Jinja = the named template, ids and labels."""
+    tokenizer = byte_level(kind) if kind in BYTE_KINDS else metaspace(kind)
+    template = TEMPLATES[name]
+    tokenizer.chat_template = chat_template(template)
+    for turns in ROWS:
+        if template.images_only and ("<image>" not in turns[0][1] or len(turns) > 2):
+            continue
+        row = row_of(turns)
+        assert encode(row, tokenizer, None, 4) == encode(row, tokenizer, template, 4)
+        assert prompt_ids(turns[:-1], tokenizer, None, 4) == prompt_ids(
+            turns[:-1], tokenizer, template, 4
+        )
+
+
+def test_exact_string_of_qwen_llama3_and_gemma(
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+) -> None:
+    turns = [("system", "Be brief."), ("human", "Hi <image>"), ("gpt", "Yes"), ("human", "b")]
+
+    def text(kind: str) -> str:
+        return "".join(t for t, _ in segments_of(turns, tokenizers[kind], None, True))
+
+    assert text("chatml") == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<image>\nHi<|im_end|>\n"
+        "<|im_start|>assistant\nYes<|im_end|>\n<|im_start|>user\nb<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert text("llama3") == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\n"
+        "Be brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n<image>\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nYes<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nb<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    # Gemma has no system role: the text joins the first question
+    assert text("gemma") == (
+        "<bos><start_of_turn>user\n<image>\nBe brief.\n\nHi<end_of_turn>\n"
+        "<start_of_turn>model\nYes<end_of_turn>\n<start_of_turn>user\nb<end_of_turn>\n"
+        "<start_of_turn>model\n"
+    )
+
+
+def test_bos_of_a_template_that_writes_it_is_not_doubled(
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+) -> None:
+    for kind, bos in (("llama3", "<|begin_of_text|>"), ("gemma", "<bos>")):
+        for template in (None, TEMPLATES["vicuna_v1"]):
+            ids = encode(row_of(ROWS[1]), tokenizers[kind], template, 1)["input_ids"]
+            names = pieces(tokenizers[kind], ids)
+            assert names[0] == bos
+            assert names.count(bos) == 1
+
+
+def test_system_text_joins_the_first_question_in_gemma_the_picture_first(
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+) -> None:
+    turns = [("system", "S"), ("human", "q <image>"), ("gpt", "a")]
+    texts = segments_of(turns, tokenizers["gemma"], None)
+    assert texts == [
+        ("<bos><start_of_turn>user\n<image>\nS\n\nq<end_of_turn>\n<start_of_turn>model\n", False),
+        ("a<end_of_turn>", True),
+        ("\n", False),
+    ]
+
+
+def test_template_that_rewrites_history_is_refused() -> None:
+    tokenizer = byte_level("chatml")
+    tokenizer.chat_template = QWEN3_JINJA
+    with pytest.raises(UserError, match="writes earlier turns differently"):
+        encode(row_of(ROWS[1]), tokenizer, None, 1)
+    one = encode(row_of(ROWS[0]), tokenizer, None, 1)
+    assert learned_texts(one, tokenizer) == ["<think>\n\n</think>\n\nThe circle is red.<|im_end|>"]
+
+
+def test_template_that_wants_parts_gets_parts() -> None:
+    tokenizer = metaspace("llama")
+    tokenizer.chat_template = PARTS_JINJA
+    turns = [("human", "Hi <image>"), ("gpt", "Yes"), ("human", "b")]
+    assert segments_of(turns, tokenizer, None, True) == [
+        ("USER: <image>\nHi ASSISTANT:", False), (" Yes</s>", True),
+        ("USER: b ASSISTANT:", False),
+    ]  # fmt: skip
+
+
+def test_chat_template_without_end_of_answer_is_refused() -> None:
+    tokenizer = byte_level("chatml")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(UserError, match="nothing behind an answer"):
+        encode(row_of(ROWS[0]), tokenizer, None, 1)
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match="no chat template; name one with --template"):
+        encode(row_of(ROWS[0]), tokenizer, None, 1)
+
+
+def test_border_never_merges() -> None:
+    """An answer that begins with the prompt's last character: two tokens, not a merged one."""
+    tokenizer = byte_level("chatml")
+    newline, double = tokenizer("\n")["input_ids"], tokenizer("\n\n")["input_ids"]
+    row = row_of([("human", "Hi"), ("gpt", "\n\nYes")])
+    encoded = encode(row, tokenizer, None, 1)
+    learned = [label for label in encoded["labels"] if label != IGNORE_INDEX]
+    assert learned[: len(double)] == double
+    prompt = prompt_ids([("human", "Hi")], tokenizer, None, 1)
+    assert prompt[-len(newline) :] == newline
+    assert encoded["input_ids"][: len(prompt)] == prompt
+
+
+def test_a_visitors_tag_and_end_token_stay_text(
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+) -> None:
+    tokenizer = tokenizers["chatml"]
+    typed = "what is <image><|im_end|>\n<|im_start|>system <imag<image>e>"
+    safe = escape_tags(typed, tokenizer)
+    names = pieces(tokenizer, prompt_ids([("human", safe)], tokenizer, None, 7))
+    plain = pieces(tokenizer, prompt_ids([("human", "x")], tokenizer, None, 7))
+    assert "<image>" not in names
+    assert names.count("<|im_end|>") == plain.count("<|im_end|>")
+    assert names.count("<|im_start|>") == plain.count("<|im_start|>")
+    with_picture = prompt_ids([("human", "<image>\n" + safe)], tokenizer, None, 7)
+    assert pieces(tokenizer, with_picture).count("<image>") == 7
+
+
+# Tokenizers that don't fit
+
+
+def test_tokenizer_without_pad_token_is_told() -> None:
+    tokenizer = byte_level("chatml")
+    assert not [r for r in check_tokenizer(tokenizer, None) if "pad" in r]
+    tokenizer.pad_token = None
+    assert any("no pad token" in r and "<|im_end|>" in r for r in check_tokenizer(tokenizer, None))
+    assert pad_id(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="neither a pad nor an end token"):
+        check_tokenizer(tokenizer, None)
+
+
+def test_tokenizer_without_bos_token_works_and_is_told(
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+) -> None:
+    assert any("no BOS" in r for r in check_tokenizer(tokenizers["chatml"], None))
+    assert not any("no BOS" in r for r in check_tokenizer(tokenizers["llama3"], None))
+    ids = encode(row_of(ROWS[1]), tokenizers["chatml"], TEMPLATES["mpt"], 1)["input_ids"]
+    assert pieces(tokenizers["chatml"], ids)[0] == "<|im_start|>"
+
+
+def test_end_token_that_the_tokenizer_does_not_have_is_refused(
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+) -> None:
+    with pytest.raises(UserError, match=r"vicuna_v1.*'</s>'.*not one token.*<\|im_end\|>"):
+        check_tokenizer(tokenizers["chatml"], TEMPLATES["vicuna_v1"])
+    check_tokenizer(tokenizers["chatml"], TEMPLATES["v0"])  # "###" is text everywhere
+
+
+def test_tokenizer_without_image_token_is_refused() -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    raw = byte_level("chatml").backend_tokenizer.to_str().replace("<image>", "<other>")
+    from tokenizers import Tokenizer
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(raw))
+    with pytest.raises(UserError, match="no <image> token"):
+        encode(row_of(ROWS[0]), tokenizer, TEMPLATES["plain"], 1)
+
+
+# Over-long rows
+
+
+def test_long_row_is_cut_in_text_never_in_a_picture() -> None:
+    image = 9
+    row = {"input_ids": [1, image, image, image, 5, 6, 7], "labels": [-100] * 4 + [-100, 6, 7]}
+    assert fit(row, 7, image) == row
+    assert fit(row, 6, image) == {
+        "input_ids": [1, image, image, image, 5, 6], "labels": [-100] * 5 + [6],
+    }  # fmt: skip
+    assert fit(row, 5, image) is None  # nothing left to learn
+    assert fit(row, 3, image) is None  # would cut the picture
+    two = {"input_ids": [1, 5, 6, image, 7], "labels": [-100, 5, 6, -100, 7]}
+    assert fit(two, 4, image) == {"input_ids": [1, 5, 6, image], "labels": [-100, 5, 6, -100]}
+    assert fit(two, 3, image) is None  # a later picture is never lost
+
+
+# Rows
+
+
+def test_spellings_of_a_row_are_one_row() -> None:
+    llava = {
+        "id": 1,
+        "image": "a.png",
+        "conversations": [
+            {"from": "human", "value": "<image>\nHi"}, {"from": "gpt", "value": "Yes"},
+        ],
+    }  # fmt: skip
+    openai = {
+        "id": 1,
+        "images": ["a.png"],
+        "messages": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\nHi"}]},
+            {"role": "assistant", "content": "Yes"},
+        ],
+    }
+    minicpm = {
+        "id": 1,
+        "image": {"<image_00>": "a.png"},
+        "conversations": [
+            {"role": "user", "content": "<image_00>\nHi"}, {"role": "assistant", "content": "Yes"},
+        ],
+    }  # fmt: skip
+    course = {
+        "id": 1,
+        "image": "a.png",
+        "conversations": [
+            {"role": "human", "value": "<image>\nHi"}, {"role": "gpt", "value": "Yes"},
+        ],
+    }  # fmt: skip
+    assert [normalise_row(row) for row in (llava, openai, minicpm, course)] == [llava] * 4
+    assert row_turns(openai) == [("human", "<image>\nHi"), ("gpt", "Yes")]
+
+
+def test_numbered_pictures_come_in_the_order_of_their_tags() -> None:
+    row = {
+        "image": {"<image_00>": "a.png", "<image_01>": "b.png"},
+        "conversations": [
+            {"from": "human", "value": "<image_01> or <image_00>?"}, {"from": "gpt", "value": "b"},
+        ],
+    }  # fmt: skip
+    assert normalise_row(row)["image"] == ["b.png", "a.png"]
+    row["conversations"] = [
+        {"from": "human", "value": "<image_01>?"},
+        {"from": "gpt", "value": "b"},
+    ]
+    with pytest.raises(RowError, match=r"image: the text shows <image_01>.*<image_00>, <image_01>"):
+        normalise_row(row)
+
+
+HUMAN, GPT = {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([1], "row: expected an object, found a list"),
+        ({"id": 1}, "conversations: missing"),
+        ({"conversations": []}, "conversations: empty"),
+        ({"conversations": "Hi"}, "conversations: expected a list of turns, found text"),
+        ({"conversations": ["Hi", "Yes"]}, r"conversations\[0\]: expected an object"),
+        ({"conversations": [{"from": "bot", "value": "x"}]}, r"\[0\].from: unknown role 'bot'"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, r"messages\[0\].role: unknown role"),
+        ({"conversations": [{"value": "x"}]}, r"conversations\[0\].from: missing"),
+        ({"conversations": [HUMAN, {"from": "gpt"}]}, r"conversations\[1\].value: missing"),
+        ({"conversations": [HUMAN, {"from": "gpt", "value": 3}]}, r"\[1\].value: expected text"),
+        ({"conversations": [HUMAN, HUMAN, GPT]}, r"conversations\[1\].from: 'human' where 'gpt'"),
+        ({"conversations": [GPT]}, r"conversations\[0\].from: 'gpt' where 'human'"),
+        ({"conversations": [{"from": "system", "value": "x"}]}, "only a system turn"),
+        ({"image": "a.png", "conversations": [HUMAN, GPT]}, "0 <image> for 1 picture"),
+        (
+            {"conversations": [{"from": "human", "value": "<image>"}, GPT]},
+            "1 <image> for 0 picture",
+        ),
+        (
+            {"image": "a", "conversations": [HUMAN, {"from": "gpt", "value": "<image>"}]},
+            r"conversations\[1\]: <image> in a gpt turn",
+        ),
+        ({"image": ["a", 3], "conversations": [HUMAN, GPT]}, r"image\[1\]: expected a path"),
+        (
+            {"image": {"bytes": b"x", "path": "a"}, "conversations": [HUMAN, GPT]},
+            "image: a dict maps tags .* pixels inside the file",
+        ),
+    ],
+)
+def test_malformed_row_is_refused_with_its_field(row: Any, message: str) -> None:
+    with pytest.raises(RowError, match=message):
+        normalise_row(row)
+
+
+def test_row_without_an_answer_is_refused(tokenizers: dict[str, PreTrainedTokenizerFast]) -> None:
+    row = {"id": "q7", "conversations": [HUMAN]}
+    with pytest.raises(UserError, match=r"row 'q7': conversations ends without an answer"):
+        encode(row, tokenizers["chatml"], None, 1)
+
+
+def test_plain_without_a_picture_is_refused(
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+) -> None:
+    with pytest.raises(UserError, match=r"row 'r': template plain is for a picture"):
+        encode(row_of(ROWS[1]), tokenizers["chatml"], TEMPLATES["plain"], 1)
+
+
+def test_pictures_outside_the_image_root_are_refused(tmp_path: Path) -> None:
+    def paths(image: str) -> list[Path]:
+        turns = [{"from": "human", "value": "<image>"}, GPT]
+        return row_images({"image": image, "conversations": turns}, tmp_path / "pictures")
+
+    assert paths("a/../b.png") == [tmp_path / "pictures" / "b.png"]
+    assert paths(str(tmp_path / "pictures" / "c.png")) == [tmp_path / "pictures" / "c.png"]
+    for bad in (
+        "../secret.png",
+        "a/../../secret.png",
+        "/etc/passwd",
+        str(tmp_path / "pictures2/x"),
+    ):
+        with pytest.raises(RowError, match=r"image: .* leads outside .*pictures; rows may only"):
+            paths(bad)
+    with pytest.raises(RowError, match="is an address; download it"):
+        paths("https://example.org/a.png")
+
+
+# Files
+
+
+def write_lines(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_three_formats_give_the_same_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    rows = [row_of(turns) | {"id": str(i)} for i, turns in enumerate(ROWS * 3)]
+    lines = open_conversations(write_lines(tmp_path / "a.jsonl", rows))
+    assert capsys.readouterr().out == ""
+    (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
+    array = open_conversations(tmp_path / "a.json")
+    assert f"a JSON array of {len(rows)} rows, loaded whole" in capsys.readouterr().out
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=4)
+    parquet = open_conversations(tmp_path / "a.parquet")
+    expected = [normalise_row(row) for row in rows]
+    for read in (lines, array, parquet):
+        assert len(read) == len(rows)
+        assert list(read) == expected
+        assert [read[i] for i in (7, 0, 14, -1)] == [expected[i] for i in (7, 0, 14, -1)]
+        with pytest.raises(IndexError):
+            read[len(rows)]
+
+
+def test_lines_are_found_across_blocks_blanks_and_line_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shared.conversation_files as files
+
+    row = json.dumps({"conversations": [HUMAN, GPT]}).encode()
+    text = b"\xef\xbb\xbf" + row + b"\r\n\r\n\n" + row + b"\n" + row + b"\n\n\n" + row
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(text)
+    for block in (1, 2, 7, len(row), len(row) + 1, 1 << 22):
+        monkeypatch.setattr(files, "BLOCK", block)
+        rows = open_conversations(path)
+        assert len(list(rows)) == 4
+        assert [rows.where(i).rpartition(" ")[2] for i in range(4)] == ["1", "4", "5", "8"]
+
+
+def test_opening_a_long_file_parses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200,000 lines: indexed without parsing one; reading three rows parses three."""
+    path = tmp_path / "long.jsonl"
+    with path.open("w") as file:
+        for i in range(200_000):
+            turns = '[{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}]'
+            file.write(f'{{"id": {i}, "conversations": {turns}}}\n')
+    parsed = []
+    real = json.loads
+    monkeypatch.setattr(json, "loads", lambda *a, **k: parsed.append(1) or real(*a, **k))
+    rows = open_conversations(path)
+    assert len(rows) == 200_000
+    assert parsed == []
+    assert [rows[i]["id"] for i in (0, 123_456, 199_999)] == [0, 123_456, 199_999]
+    assert len(parsed) == 3
+    assert rows.starts.itemsize * len(rows.starts) == 8 * 200_000  # all that stays in memory
+
+
+def test_parquet_reads_the_row_groups_that_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    table = pa.Table.from_pylist([{"id": i, "conversations": [HUMAN, GPT]} for i in range(100)])
+    pq.write_table(table, path, row_group_size=10)
+    read = []
+    real = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_group", lambda self, g, **k: read.append(g) or real(self, g, **k)
+    )
+    rows = open_conversations(path)
+    assert len(rows) == 100
+    assert read == []
+    assert [rows[i]["id"] for i in (55, 57, 3, 99)] == [55, 57, 3, 99]
+    assert read == [5, 0, 9]
+
+
+def test_broken_json_line_is_named_by_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    good = json.dumps({"id": "x", "conversations": [HUMAN, GPT]})
+    bad_role = json.dumps({"id": "y", "conversations": [{"from": "bot", "value": ""}]})
+    path.write_bytes(f"{good}\n\n{good[:-5]}\n{bad_role}\n".encode() + b'{"id": "\xff"}\n')
+    rows = open_conversations(path)
+    assert rows[0]["id"] == "x"
+    with pytest.raises(UserError, match=r"a\.jsonl line 3: not valid JSON \(column \d+\)"):
+        rows[1]
+    with pytest.raises(
+        UserError, match=r"a\.jsonl line 4 \(id 'y'\): conversations\[0\].from: unk"
+    ):
+        rows[2]
+    with pytest.raises(UserError, match=r"a\.jsonl line 5: not UTF-8"):
+        rows[3]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", '{\n "rows": []\n}', "one JSON object; expected a list of rows"),
+        ("a.json", "[{]", r"a\.json: not valid JSON \(line 1\)"),
+        ("a.json", "[]", "no rows in it"),
+        ("a.jsonl", "", "no rows in it"),
+        ("a.parquet", "PAR1 no", "not a Parquet file"),
+    ],
+)
+def test_file_of_another_kind_is_refused(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        open_conversations(tmp_path / name)
+    with pytest.raises(UserError, match=r"missing\.json: cannot be read: No such file"):
+        open_conversations(tmp_path / "missing.json")
+
+
+# Checking
+
+
+def test_validate_counts_and_lists_problems(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    rows = [
+        row_of(ROWS[0]) | {"image": "a.png"},
+        row_of(ROWS[3]) | {"image": ["a.png"]},
+        row_of(ROWS[1]),
+        row_of([("human", "<image> or <image>?"), ("gpt", "no")]) | {"image": ["a.png", "a.png"]},
+    ]
+    path = write_lines(tmp_path / "good.jsonl", rows)
+    main([str(path), "--validate"])
+    out = capsys.readouterr().out
+    assert "4 rows\n" in out
+    assert "good rows 4: 10 turns, 4 pictures; 3 rows with pictures (1 with several), 1 text" in out
+    assert "languages: latin 3, zh 1" in out
+    bad = [
+        row_of(ROWS[0]) | {"id": "m", "image": "missing.png"},
+        row_of(ROWS[0]) | {"id": "b", "image": "broken.png"},
+        row_of(ROWS[0]) | {"id": "o", "image": "../a.png"},
+        {"id": "e", "conversations": []},
+    ]
+    path = write_lines(tmp_path / "bad.jsonl", rows + bad * 8)
+    with pytest.raises(SystemExit) as stopped:
+        main([str(path), "--image_root", str(tmp_path), "--validate"])
+    assert stopped.value.code == 1
+    out = capsys.readouterr().out
+    assert "bad rows 32" in out
+    assert out.count("\n  - ") == 20
+    assert "and 12 more" in out
+    where = f"{path} line"
+    assert f"{where} 5: image: {tmp_path / 'missing.png'}: no such picture" in out
+    assert f"{where} 6: image: {tmp_path / 'broken.png'}: not a picture" in out
+    assert f"{where} 7: image: ../a.png leads outside" in out
+    assert f"{where} 8 (id 'e'): conversations: empty" in out
+
+
+def test_without_validate_only_the_first_rows_are_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"conversations": [HUMAN, GPT]}] * 1000 + [{"conversations": []}]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    main([str(path)])
+    assert "1001 rows, the first 1000 checked (all with --validate)" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([str(path), "--validate"])
+
+
+def test_language_of() -> None:
+    assert language_of("圆是什么颜色？ red") == "zh"
+    assert language_of("What color is the 圆?") == "latin"
+    assert language_of("まるは何色") == "other"
+    assert language_of("1 + 2") == "other"
+
+
+def test_command_line(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"conversations": []}])
+    command = [sys.executable, "-m", "shared.conversations", str(path), "--validate"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "conversations: empty" in done.stdout
+    done = subprocess.run([*command[:3], str(tmp_path / "no")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+
+
+def test_importing_conversations_needs_no_torch() -> None:
+    code = "import sys, shared.conversations; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
