@@ -153,7 +153,10 @@ def parse_training_options(
         parser.set_defaults(max_steps=-1)  # a default number of steps would win over it
     if "__batch_size" in spelled:
         parser.set_defaults(per_device_train_batch_size=given.batch_size)
-    options, training = parse_known(parser, argv)
+    try:
+        options, training = parse_known(parser, argv)
+    except (ImportError, ValueError) as error:  # TrainingArguments' own checks of its flags
+        parser.error(str(error))
     if toy and prepare_toy is not None:
         prepare_toy()
     return options, training

@@ -4,7 +4,7 @@ Every experiment takes them all. What would crash in the middle, or would be rea
 refused with one message before a model is loaded (`check_training_flags`). What decides the result
 is recorded in the run's config.json (`recorded_flags`), so that a run is only continued with the
 same: everything but the short list `NEUTRAL`, so that a flag of a later transformers is recorded
-unless somebody has thought about it. Needs no torch.
+unless somebody has thought about it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,11 +98,20 @@ def check_training_flags(training: TrainingArguments) -> None:
             f"--train_sampling_strategy {training.train_sampling_strategy}: samples have no length "
             "before their picture is read; random or sequential"
         )
-    problems += resume_problems(training)
+    problems += [
+        *resume_problems(training),
+        *report_problems(training),
+        *optimizer_problems(training),
+    ]
     if training.n_gpu > 1:  # nn.DataParallel would cut pictures and questions apart
         problems.append(
             f"{training.n_gpu} GPUs are visible to one process: start it with accelerate launch, "
             "or show it one of them (CUDA_VISIBLE_DEVICES=0)"
+        )
+    if training.fsdp or is_true(os.environ.get("ACCELERATE_USE_FSDP")):  # flag, or its config file
+        problems.append(
+            "--fsdp: sharded weights are not gathered for checkpoints and adapters yet; accelerate "
+            "launch without it shares the batches (DDP)"
         )
     if problems:
         raise UserError("\n  ".join(["these training flags do not work here:", *problems]))
@@ -127,8 +137,37 @@ def resume_problems(training: TrainingArguments) -> list[str]:
     return [] if Path(given).is_dir() else [f"--resume_from_checkpoint {given}: no such folder"]
 
 
+def report_problems(training: TrainingArguments) -> list[str]:
+    """Trackers of --report_to whose package is not installed; transformers says so at the start of
+    the training only."""
+    if not training.report_to:
+        return []
+    from transformers.integrations import get_available_reporting_integrations
+
+    present = get_available_reporting_integrations()
+    return [
+        f"--report_to {name}: its package is not installed, or the name is another; installed: "
+        f"{', '.join(present) or 'none'} (metrics.jsonl and curve.png are always written)"
+        for name in training.report_to
+        if name not in present
+    ]
+
+
+def optimizer_problems(training: TrainingArguments) -> list[str]:
+    """An --optim whose package is not installed, which transformers misses at the first step."""
+    from transformers import Trainer
+
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(training)
+    except ImportError as error:
+        return [f"--optim {training.optim.value}: {error}"]
+    except ValueError:  # of those that need the model, which is not here yet
+        pass
+    return []
+
+
 def is_true(value: Any) -> bool:
-    """Whether a text flag means yes; transformers declares --resume_from_checkpoint as text."""
+    """Whether a text means yes; transformers declares --resume_from_checkpoint as text."""
     return str(value).lower() in {"true", "yes", "1"}
 
 

@@ -407,6 +407,22 @@ def test_an_unknown_training_flag_names_the_nearest(capsys):
     assert "did you mean --learning_rate?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--fp16", "true", "--bf16", "true"), "At most one of fp16 and bf16"),
+        (("--eval_strategy", "never"), "never"),
+        (("--eval_strategy", "steps", "--eval_steps", "2.5"), "--eval_steps must be an integer"),
+    ],
+)
+def test_values_that_transformers_refuses_are_one_message(capsys, flags, said):
+    """They used to end in a traceback of TrainingArguments."""
+    with pytest.raises(SystemExit) as ended:
+        parse_training("--device", "cpu", *flags)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_no_option_of_train_hides_one_of_the_trainer():
     """`device` is a property there: a field of that name in one class crashed training."""
     from transformers import TrainingArguments

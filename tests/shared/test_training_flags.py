@@ -59,6 +59,27 @@ def test_what_cannot_be_obeyed_is_refused_by_name(tmp_path, flag, value):
     assert lines[1].startswith(f"  --{flag} {value}: ")
 
 
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    """It used to end in a RuntimeError when the model had been loaded."""
+    listing = "transformers.integrations.get_available_reporting_integrations"
+    monkeypatch.setattr(listing, lambda: ["tensorboard"])
+    check_training_flags(arguments(tmp_path, report_to="tensorboard"))
+    for name in ("wandb", "wand"):
+        with pytest.raises(UserError, match=f"--report_to {name}: .* installed: tensorboard"):
+            check_training_flags(arguments(tmp_path, report_to=["tensorboard", name]))
+
+
+def test_an_optimizer_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    check_training_flags(arguments(tmp_path, optim="adamw_8bit"))
+
+    def absent(*_: Any) -> None:
+        raise ImportError("You need to install `lomo_optim`")
+
+    monkeypatch.setattr("transformers.Trainer.get_optimizer_cls_and_kwargs", absent)
+    with pytest.raises(UserError, match=r"--optim lomo: You need to install"):
+        check_training_flags(arguments(tmp_path, optim="lomo"))
+
+
 def test_all_that_is_refused_is_named_at_once(tmp_path):
     with pytest.raises(UserError) as refusal:
         check_training_flags(arguments(tmp_path, save_only_model=True, label_smoothing_factor=0.1))
@@ -88,6 +109,15 @@ def test_resuming_from_the_newest_needs_one(tmp_path):
         check_training_flags(arguments(tmp_path, resume_from_checkpoint=given))
     with pytest.raises(UserError, match=r"there is no checkpoint in .*leave the flag out"):
         check_training_flags(arguments(tmp_path / "empty", resume_from_checkpoint="true"))
+
+
+def test_sharded_weights_are_refused(tmp_path, monkeypatch):
+    """By the flag or by accelerate's config file: rank 0 would save its own shard as the whole."""
+    with pytest.raises(UserError, match=r"--fsdp: sharded weights are not gathered"):
+        check_training_flags(arguments(tmp_path, fsdp=True))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match=r"--fsdp: sharded weights are not gathered"):
+        check_training_flags(arguments(tmp_path))
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
