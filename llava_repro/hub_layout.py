@@ -12,19 +12,24 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlavaConfig
 
-from llava_repro.model import Llava, n_image_tokens
+from llava_repro.model import CLASS_TOKENS, Llava, n_image_tokens
 from llava_repro.weight_files import ShardWriter, Weight
 from shared.options import UserError
 
+IN_TRANSFORMERS = ("mlp2x_gelu", "linear", "identity")  # projectors that its LLaVA can express
 HUB_PROJECTOR = "multi_modal_projector."
+EMBEDDING = "language_model.model.embed_tokens.weight"
 
 
-def to_hub_projector(config: LlavaConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_hub_projector(
+    config: LlavaConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
     """Our projector's tensors -> keys on disk.
 
     A linear projector W becomes W, no activation, the identity matrix: the same output to the bit
@@ -37,11 +42,11 @@ def to_hub_projector(config: LlavaConfig, tensors: Mapping[str, Tensor]) -> dict
     if kind not in ("linear", "identity"):
         return {HUB_PROJECTOR + name.removeprefix("projector."): t for name, t in tensors.items()}
     width, with_bias = config.text_config.hidden_size, config.multimodal_projector_bias
-    first = tensors.get("projector.weight", torch.eye(width))
-    hub = {"linear_1.weight": first, "linear_2.weight": torch.eye(width).to(first)}
+    one, none = torch.eye(width, dtype=dtype), torch.zeros(width, dtype=dtype)
+    hub = {"linear_1.weight": tensors.get("projector.weight", one), "linear_2.weight": one.clone()}
     if with_bias:
-        hub["linear_1.bias"] = tensors.get("projector.bias", torch.zeros(width))
-        hub["linear_2.bias"] = torch.zeros(width).to(first)
+        hub["linear_1.bias"] = tensors.get("projector.bias", none)
+        hub["linear_2.bias"] = none.clone()
     return {HUB_PROJECTOR + name: tensor for name, tensor in hub.items()}
 
 
@@ -90,19 +95,20 @@ def hub_config(config: LlavaConfig, dtype: torch.dtype) -> LlavaConfig:
 
 
 def hub_tensors(
-    config: LlavaConfig, weights: Mapping[str, Weight], dtype: torch.dtype | None
+    config: LlavaConfig, weights: Mapping[str, Weight], dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Keys on disk and tensors, one at a time; floating point in `dtype` if given."""
-    projector = {n: w.read() for n, w in weights.items() if n.startswith("projector.")}
-    like = dtype or weights["language_model.model.embed_tokens.weight"].read().dtype
-    if not projector:
-        projector = {}
-    for key, tensor in to_hub_projector(config, projector).items():
-        yield key, tensor.to(dtype or (tensor.dtype if projector else like))
+    """Keys on disk and tensors, read one at a time; floating point in `dtype` if given."""
+
+    def read(weight: Weight) -> Tensor:
+        tensor = weight.read()
+        return tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+
+    stored_dtype = dtype or weights[EMBEDDING].read().dtype
+    projector = {n: read(w) for n, w in weights.items() if n.startswith("projector.")}
+    yield from to_hub_projector(config, projector, stored_dtype).items()
     for name, weight in weights.items():
-        if not name.startswith("projector."):
-            tensor = weight.read()
-            yield name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+        if name not in projector:
+            yield name, read(weight)
 
 
 def save_llava(model: Llava, folder: Path, dtype: torch.dtype | None) -> None:
@@ -121,3 +127,20 @@ def save_llava(model: Llava, folder: Path, dtype: torch.dtype | None) -> None:
     writer.finish()
     hub_config(model.config, dtype or model.dtype).save_pretrained(folder)
     model.language_model.generation_config.save_pretrained(folder)
+
+
+def save_processor(folder: Path, config: LlavaConfig, tokenizer: Any, image_processor: Any) -> None:
+    """Tokenizer and a `LlavaProcessor` that writes as many `<image>` tokens as the model expects.
+
+    What the processor needs for the count is in no tokenizer or image processor: patch size, class
+    tokens and strategy; without them it is wrong by one or stops.
+    """
+    from transformers import LlavaProcessor
+
+    LlavaProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=CLASS_TOKENS[config.vision_config.model_type],
+    ).save_pretrained(folder)

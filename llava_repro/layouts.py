@@ -192,7 +192,7 @@ def open_original(
 def original_config(
     raw: Mapping[str, Any], text: PretrainedConfig, vision: PretrainedConfig
 ) -> LlavaConfig:
-    """The Hub's configuration. `<image>` had no id there: it gets the first after the vocabulary."""
+    """The Hub's configuration. `<image>` had no id there: it gets the one after the vocabulary."""
     selected = raw.get("mm_vision_select_feature", "patch")
     if selected not in STRATEGIES:
         raise UserError(f"config.json: mm_vision_select_feature {selected}, not patch or cls_patch")

@@ -147,20 +147,12 @@ def tiny_llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
     @cache
     def write(vision: str = "clip", text: str = "llama", **settings: Any) -> Path:
-        from transformers import LlavaProcessor
+        from llava_repro.hub_layout import save_processor
 
         model = tiny_reference(vision, text, **settings)
         folder = tmp_path_factory.mktemp(f"llava_{vision}_{text}")
         model.save_pretrained(folder)
-        class_tokens = 0 if vision == "siglip" else 1
-        LlavaProcessor(
-            tiny_image_processor(vision),
-            tiny_tokenizer(text),
-            patch_size=PATCH_SIZE,
-            vision_feature_select_strategy=model.config.vision_feature_select_strategy,
-            num_additional_image_tokens=class_tokens,
-            chat_template=tiny_tokenizer(text).chat_template,
-        ).save_pretrained(folder)
+        save_processor(folder, model.config, tiny_tokenizer(text), tiny_image_processor(vision))
         return folder
 
     return write
