@@ -67,13 +67,7 @@ TOY_DEFAULTS = {
 
 def main(options: TrainOptions, training: TrainingArguments) -> None:
     # Data
-    from blip2_qlora.training_data import (
-        VqaCollator,
-        check_pictures,
-        group_by_picture,
-        hold_out,
-        load_questions,
-    )
+    from blip2_qlora.training_data import check_pictures, group_by_picture, hold_out, load_questions
 
     rows = load_questions(options, training.seed)
     learned, held_out = hold_out(rows.questions, options.validation_questions, training.seed)
@@ -91,7 +85,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
 
         print_training_plan(options, training, rows, groups, held_out)
         return
-    check_pictures([*groups, *group_by_picture(held_out, len(held_out))], training.seed)
+    check_pictures(rows.questions, training.seed)
     base_folder = model_folder(options.model, options.revision)
     if training.process_index == 0:
         start_run(folder, training_config(options, training, base_folder))
@@ -113,6 +107,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     )  # fmt: skip
 
     # Train
+    from blip2_qlora.training_data import VqaCollator
     from blip2_qlora.validation import validate
     from shared.training import VlmTrainer
 

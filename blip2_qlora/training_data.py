@@ -90,22 +90,23 @@ def hold_out(
     return training, [q for q in questions if q.image in held]
 
 
-def check_pictures(groups: Sequence[PictureGroup], seed: int) -> None:
+def check_pictures(questions: Sequence[Question], seed: int) -> None:
     """Before training: every file exists (by folder listing), a sample of headers is readable.
 
     Raises UserError that lists the first bad ones. The files are checked again when they are read.
     """
-    by_folder: dict[Path, list[PictureGroup]] = defaultdict(list)
-    for group in groups:
-        by_folder[group.image.parent].append(group)
+    pictures = list(dict.fromkeys(question.image for question in questions))
+    by_folder: dict[Path, list[Path]] = defaultdict(list)
+    for picture in pictures:
+        by_folder[picture.parent].append(picture)
     problems: list[str] = []
     for folder, members in by_folder.items():
         present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-        problems += [f"{g.image}: no such picture" for g in members if g.image.name not in present]
+        problems += [f"{p}: no such picture" for p in members if p.name not in present]
     if not problems:
-        for group in random.Random(seed).sample(groups, min(HEADERS_CHECKED, len(groups))):
+        for picture in random.Random(seed).sample(pictures, min(HEADERS_CHECKED, len(pictures))):
             try:
-                header_size(group.image)
+                header_size(picture)
             except ImageError as error:
                 problems.append(str(error))
     if problems:

@@ -38,6 +38,7 @@ REFUSED = {
     "greater_is_better": BEST_IS_KEPT,
     "save_only_model": "such a checkpoint could not be continued; adapter/ is the small thing",
     "ignore_data_skip": "a continued run would see other data than an uninterrupted one",
+    "use_cache": "in training each sample is read once, there is nothing to keep",
     "dataloader_persistent_workers": "a continued run would draw other random numbers",
     "push_to_hub": "upload the finished folder: hf upload NAME FOLDER",
     "do_predict": "evaluate.py answers and scores a split",

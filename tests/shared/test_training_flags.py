@@ -39,6 +39,7 @@ def arguments(folder: Path, **flags: Any) -> TrainingArguments:
         ("save_only_model", True),
         ("ignore_data_skip", True),
         ("dataloader_persistent_workers", True),
+        ("use_cache", True),
         ("push_to_hub", True),
         ("do_predict", True),
         ("bf16_full_eval", True),
