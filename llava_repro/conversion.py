@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    CLIPImageProcessor,
     GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
