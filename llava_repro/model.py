@@ -44,6 +44,8 @@ class Llava(nn.Module):
     mlpNx_gelu, identity.
     """
 
+    base_model_prefix = ""  # peft 0.21 asks every model that holds transformers' ones for it
+
     def __init__(
         self,
         config: LlavaConfig,
