@@ -40,6 +40,10 @@ WITHOUT_TORCH = (
     "blip2_qlora.predict",
     "blip2_qlora.evaluate",
     "blip2_qlora.train",
+    "shared.endpoint",
+    "llava_repro.tasks",
+    "llava_repro.judge",
+    "llava_repro.score",
 )
 
 
