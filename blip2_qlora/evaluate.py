@@ -92,6 +92,7 @@ def main(options: EvaluateOptions) -> None:
     if options.data is None:
         metrics["blind"] = blind_metrics(Path(options.data_root), sample.questions)
     metrics["synthetic"] = synthetic(options)
+    metrics["vqa_row_share"] = manifest_value(options.model, "vqa_row_share")  # toy models
     metrics["data_problems"] = {"count": len(sample.problems), "first": sample.problems[:20]}
 
     # Save

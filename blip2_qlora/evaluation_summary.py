@@ -49,6 +49,8 @@ def print_figures(metrics: Mapping[str, Any]) -> None:
         print(f"  {name}: {percent(value)}")
     if metrics.get("blind", {}).get("value") is not None:
         print(f"  blind (commonest train answer per question type): {percent(metrics['blind'])}")
+    if (share := metrics.get("vqa_row_share")) is not None:
+        print(f"  {share:.0%} of the toy model's training rows had the form of a VQA prompt")
     print("  " + ", ".join(f"{value} {name}" for name, value in metrics["counts"].items()))
 
 
