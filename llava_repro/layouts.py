@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -419,8 +420,12 @@ def load_llava(
     config = checkpoint.config
     quantized = quantization_config(quantization, dtype, ["lm_head"])
     placement = {} if quantized is None else {"device_map": {"": device}}
-    tower = AutoModel.from_config(config.vision_config).to(dtype)
-    tower.load_state_dict(part(checkpoint, "vision_tower."), strict=False)
+    tower = MODEL_MAPPING[type(config.vision_config)].from_pretrained(
+        None,
+        config=config.vision_config,
+        state_dict=part(checkpoint, "vision_tower."),
+        dtype=dtype,
+    )
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.text_config)]
     language_model = model_class.from_pretrained(
         None,
