@@ -16,7 +16,7 @@ in finetune.jsonl: what a model that does not look would say.
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ class Author:
     def ask(self, scene: Scene, count: int, language: str, rng: random.Random) -> list[Asked]:
         """Different questions about one scene, in random order."""
         asked = [
-            _asked(question, language, rng)
+            asked_in(question, language, rng)
             for question in self._writers[language].ask(scene, count, rng)
         ]
         rng.shuffle(asked)
@@ -149,23 +149,10 @@ class Author:
     def which(
         self, scenes: Sequence[Scene], language: str, count: int, rng: random.Random
     ) -> list[Turn]:
-        """Questions about two scenes: which of them has a thing that only one has."""
-        pairs = [{(i.color, i.shape) for i in scene.items} for scene in scenes]
-        only = [(n, pair) for n in (0, 1) for pair in sorted(pairs[n] - pairs[1 - n])]
-        rng.shuffle(only)
-        # first and second equally often
-        only.sort(key=lambda one: self._which[f"{language}{one[0]}"])
-        turns = []
-        for number, (color, shape) in only[:count]:
-            self._which[f"{language}{number}"] += 1
-            if language == "zh":
-                question = f"哪张图片里有{COLORS_ZH[color]}的{SHAPES_ZH[shape]}？"
-                turns.append((question, ("第一张", "第二张")[number]))
-            else:
-                turns.append(
-                    (f"Which picture has the {color} {shape}?", ("first", "second")[number])
-                )
+        """Questions about two scenes; `first` and `second` are the answer equally often."""
+        turns = which_turns(scenes, language, rng, self._which)[:count]
         for _, answer in turns:
+            self._which[answer] += 1
             self._answers[f"{language}/which picture"][answer] += 1
         return turns
 
@@ -177,7 +164,8 @@ class Author:
         }
 
 
-def _asked(question: Question, language: str, rng: random.Random) -> Asked:
+def asked_in(question: Question, language: str, rng: random.Random) -> Asked:
+    """A question in the wording of a conversation; some yes/no ones in POPE's."""
     kind = (question.template, question.question_type, question.answer_type)
     if language == "zh":
         return Asked(*kind, *question_zh(question))
@@ -193,19 +181,37 @@ def caption(scene: Scene, language: str, rng: random.Random) -> str:
     return caption_zh(scene, rng) if language == "zh" else rng.choice(captions(scene, rng)[:4])
 
 
-def chat_turns(
-    author: Author, scene: Scene, language: str, turns: int, rng: random.Random
+def which_turns(
+    scenes: Sequence[Scene], language: str, rng: random.Random, asked: Mapping[str, int]
 ) -> list[Turn]:
-    """The turns of one chat: in a quarter a caption first, then questions in changing order."""
-    asked = [(one.text, one.answer) for one in author.ask(scene, turns, language, rng)]
+    """Which of two pictures has a thing that only one has; rarer answers of `asked` first."""
+    pairs = [{(i.color, i.shape) for i in scene.items} for scene in scenes]
+    turns = []
+    for number in (0, 1):
+        for color, shape in sorted(pairs[number] - pairs[1 - number]):
+            if language == "zh":
+                question = f"哪张图片里有{COLORS_ZH[color]}的{SHAPES_ZH[shape]}？"
+                turns.append((question, ("第一张", "第二张")[number]))
+            else:
+                question = f"Which picture has the {color} {shape}?"
+                turns.append((question, ("first", "second")[number]))
+    rng.shuffle(turns)
+    return sorted(turns, key=lambda turn: asked.get(turn[1], 0))
+
+
+def chat_turns(
+    asked: Sequence[Asked], scene: Scene, language: str, rng: random.Random
+) -> list[Turn]:
+    """The turns of a chat from its questions: in a quarter a caption is asked for first."""
+    turns = [(one.text, one.answer) for one in asked]
     if language == "en" and rng.random() < SUFFIX_SHARE:
-        asked[0] = (f"{asked[0][0]}\n{SHORT_ANSWER}", asked[0][1])
+        turns[0] = (f"{turns[0][0]}\n{SHORT_ANSWER}", turns[0][1])
     if len(scene.items) == 1 and rng.random() < NAME_SHARE:
-        asked[-1] = _name_turn(scene, language, rng)
+        turns[-1] = _name_turn(scene, language, rng)
     if rng.random() < CAPTION_FIRST:
         prompt = rng.choice(DESCRIBE_ZH if language == "zh" else DESCRIBE)
-        asked[0] = (prompt, caption(scene, language, rng))
-    return asked
+        turns[0] = (prompt, caption(scene, language, rng))
+    return turns
 
 
 def _name_turn(scene: Scene, language: str, rng: random.Random) -> Turn:
@@ -299,7 +305,8 @@ def _finetune_row(
         asked = tasks.gqa_questions(scene, rng)
         rng.shuffle(asked)
         return image, [(f"{q.text}\n{SHORT_ANSWER}", q.answer) for q in asked]
-    return image, chat_turns(author, scene, "zh" if kind == "chat_zh" else "en", TURNS, rng)
+    language = "zh" if kind == "chat_zh" else "en"
+    return image, chat_turns(author.ask(scene, TURNS, language, rng), scene, language, rng)
 
 
 def _held_out_rows(stored: Pictures, seed: int, count: int, pairs: int) -> list[dict[str, Any]]:
