@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -127,11 +128,20 @@ def is_hub(raw: Mapping[str, Any]) -> bool:
     return "vision_config" in raw and "text_config" in raw
 
 
+def hub_config_of(folder: Path) -> LlavaConfig:
+    """Raises UserError for a config.json that transformers cannot use."""
+    try:
+        config = LlavaConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise UserError(f"{folder}: its config.json cannot be used ({error})") from error
+    config.projector_type = getattr(config, "projector_type", "mlp2x_gelu")
+    return config
+
+
 def open_hub(folder: Path, raw: Mapping[str, Any]) -> Checkpoint:
     if raw.get("model_type") != "llava":
         raise UserError(f"{folder}: a {raw.get('model_type')} model; only LLaVA v1 and v1.5 here")
-    config = LlavaConfig.from_pretrained(folder, local_files_only=True)
-    config.projector_type = getattr(config, "projector_type", "mlp2x_gelu")
+    config = hub_config_of(folder)
     weights = ours(read_folder(folder), folder)
     return Checkpoint(folder, "Hub", config, from_hub_projector(config, weights), folder, None)
 
@@ -217,13 +227,15 @@ def text_part_of(raw: Mapping[str, Any], text_folder: Path) -> PretrainedConfig:
     """The language model's configuration, from the folder that holds its weights."""
     own = read_json(text_folder / "config.json")
     if is_hub(own):
-        return LlavaConfig.from_pretrained(text_folder, local_files_only=True).text_config
-    kind = TEXT_TYPES.get(own["model_type"], own["model_type"])
+        return hub_config_of(text_folder).text_config
+    kind = TEXT_TYPES.get(own.get("model_type"), own.get("model_type"))
     fields = {key: value for key, value in own.items() if not NOT_OF_THE_TEXT.match(key)}
     try:
         return AutoConfig.for_model(kind, **fields)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{text_folder}: a {kind} language model is not known here") from error
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise UserError(
+            f"{text_folder}: its config.json cannot be used as a {kind} language model ({error})"
+        ) from error
 
 
 def vision_part_of(
@@ -233,7 +245,7 @@ def vision_part_of(
     named = vision_tower or raw.get("mm_vision_tower") or raw.get("vision_tower")
     base = read_json(text_folder / "config.json")
     if vision_tower is None and is_hub(base):
-        return LlavaConfig.from_pretrained(text_folder, local_files_only=True).vision_config, None
+        return hub_config_of(text_folder).vision_config, None
     try:
         folder = model_folder(str(named))
         config = AutoConfig.from_pretrained(folder, local_files_only=True)

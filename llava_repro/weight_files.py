@@ -44,8 +44,10 @@ def read_folder(folder: Path, *, required: bool = True) -> dict[str, Weight]:
         if (folder / name).is_file():
             files = [folder / name]
             if name in INDEX_FILES:
-                parts = set(read_json(folder / name)["weight_map"].values())
-                files = [folder / part for part in sorted(parts)]
+                index = read_json(folder / name)
+                if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+                    raise UserError(f"{folder / name}: not an index of weights (no weight_map)")
+                files = [folder / part for part in sorted(set(index["weight_map"].values()))]
             break
     else:
         if required:

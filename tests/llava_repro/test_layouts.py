@@ -407,3 +407,63 @@ def test_lora_needs_its_parts(tmp_path, state, config, tower, base, adapted):
     (folder / "non_lora_trainables.bin").unlink()
     with pytest.raises(UserError, match=r"no non_lora_trainables.bin"):
         open_checkpoint(folder, base=base, vision_tower=tower)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"vision_feature_select_strategy": "some"}, {"text_config": {"model_type": "no such model"}}],
+    ids=["strategy", "language model"],
+)
+def test_a_config_that_cannot_be_used_is_named(tmp_path, config, change):
+    with pytest.raises(UserError, match=r"its config.json cannot be used"):
+        open_checkpoint(write_folder(tmp_path / "m", config | change))
+
+
+def test_old_settings_of_the_language_model_are_kept(tmp_path, state, config, tower, base):
+    """rope_theta stood at the top of config.json before transformers 5."""
+    old = json.loads((base / "config.json").read_text())
+    old.pop("rope_parameters")
+    folder = write_folder(tmp_path / "base", old | {"rope_theta": 500000.0})
+    shutil.copy(base / "model.safetensors", folder)
+    stage_1 = write_folder(
+        tmp_path / "m", original_config(config), mm_projector=projector_of(state)
+    )
+    text = open_checkpoint(stage_1, base=folder, vision_tower=tower).config.text_config
+    assert text.rope_parameters["rope_theta"] == 500000.0
+
+
+def test_contradictions_between_config_and_weights_are_errors(tmp_path, state, config, tower, base):
+    linear = original_config(config, mm_projector_type="linear")
+    folder = write_folder(tmp_path / "m", linear, mm_projector=projector_of(state))
+    with pytest.raises(UserError, match=r"config.json says projector linear, .* are of mlp2x_gelu"):
+        open_checkpoint(folder, base=base, vision_tower=tower)
+    odd = original_config(config, mm_vision_select_feature="cls")
+    folder = write_folder(tmp_path / "odd", odd, mm_projector=projector_of(state))
+    with pytest.raises(UserError, match="mm_vision_select_feature cls, not patch or cls_patch"):
+        open_checkpoint(folder, base=base, vision_tower=tower)
+
+
+def test_cls_patch_keeps_the_class_token(tmp_path, state, config, tower, base):
+    raw = original_config(config, mm_vision_select_feature="cls_patch", mm_vision_select_layer=-1)
+    folder = write_folder(tmp_path / "m", raw, mm_projector=projector_of(state))
+    found = open_checkpoint(folder, base=base, vision_tower=tower).config
+    assert found.vision_feature_select_strategy == "full"
+    assert found.vision_feature_layer == -1
+    assert found.image_seq_length == 17
+
+
+@pytest.mark.parametrize(
+    ("name", "n_tokens"),
+    [("openai/clip-vit-large-patch14", 256), ("openai/clip-vit-large-patch14-336", 576)],
+)
+def test_the_published_towers_are_known_by_their_numbers(tmp_path, config, name, n_tokens):
+    """A full checkpoint with the tower inside needs no other download to be read."""
+    from llava_repro.layouts import original_config as hub_config
+    from llava_repro.layouts import text_part_of, vision_part_of
+    from llava_repro.model import n_image_tokens
+
+    raw = original_config(config, mm_vision_tower=name)
+    folder = write_folder(tmp_path, raw)
+    vision, _ = vision_part_of(raw, folder, None)
+    assert vision.hidden_size == 1024
+    assert n_image_tokens(hub_config(raw, text_part_of(raw, folder), vision)) == n_tokens
