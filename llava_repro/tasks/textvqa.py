@@ -119,8 +119,9 @@ def question_text(question: str, words: Sequence[str], prompt: str) -> str:
 def question_of(prompt: str) -> str:
     """The question in a prompt of LLaVA's files, lower case; ValueError for another shape.
 
-    Three shapes, as eval_textvqa.py reads them: the question before or after a line of OCR words,
-    the question and the suffix, and the older "OCR tokens: ... Question: ... Short answer:".
+    Shapes that eval_textvqa.py reads: the question before or after a line of OCR words, the
+    question and the suffix, and the older "OCR tokens: ... Question: ... Short answer:". The
+    question alone, which that script does not know, is one more.
     """
     lines = prompt.split("\n")
     if prompt.startswith("OCR tokens: "):
@@ -129,7 +130,7 @@ def question_of(prompt: str) -> str:
             return found.group(1).lower()
     elif OCR_LINE in prompt and len(lines) == 3:
         return lines[1 if prompt.startswith(OCR_LINE.strip()) else 0].lower()
-    elif len(lines) == 2:
+    elif prompt and len(lines) <= 2:
         return lines[0].lower()
     raise ValueError(prompt)
 

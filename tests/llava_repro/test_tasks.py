@@ -20,7 +20,7 @@ from llava_repro.tasks import (
     submission,
     textvqa,
 )
-from llava_repro.tasks.common import m4c_normalise
+from llava_repro.tasks.common import Sample, m4c_normalise
 from shared.answering import Job, make_record
 from shared.options import MissingError, UserError
 
@@ -327,7 +327,8 @@ def test_scienceqa_figures_by_hand(tmp_path):
 
 def test_scienceqa_without_an_image_prompt_has_no_image_accuracy(tmp_path):
     folder = scienceqa_folder(tmp_path)
-    found = figures("scienceqa", folder, answers({"4": "B"}, {"4": "Which?"}), "test")
+    rows = answers({"1": "A", "4": "B"}, {"1": "Which?", "4": "Which?"})  # 1 has a picture
+    found = figures("scienceqa", folder, rows, "test")
     assert found["image_accuracy"] is None
     assert "<image>" in found["reasons"]["image_accuracy"]
 
@@ -462,6 +463,7 @@ def test_textvqa_prompts_with_and_without_ocr(tmp_path):
         f"What Brand?\nReference OCR token: A, B\n{SHORT}",
         f"Reference OCR token: A\nWhat Brand?\n{SHORT}",
         f"What Brand?\n{SHORT}",
+        "What Brand?",
         "OCR tokens: A B. Question: What Brand? Short answer:",
     ],
 )
@@ -554,6 +556,21 @@ def test_gqa_figures_by_hand(tmp_path):
     assert list(found["per_type"]["words"]) == ["4"]
     assert list(found["per_type"]["steps"]) == ["1"]  # "query: name" ends the question
     assert found["named"]["missing"] == ["204"]
+
+
+def test_gqa_distribution_by_hand():
+    """True: color red 3, blue 1; place sea 2. Predicted: color red 1, blue 3; place sea 0.
+
+    color (1-3)²/3 + (3-1)²/1 = 16/3, of 4 questions; place (0-2)²/2 = 2, of 2; weighted mean.
+    """
+    true = ["red", "red", "red", "blue", "sea", "sea"]
+    said = ["red", "blue", "blue", "blue", "hill", None]
+    samples = [
+        Sample(sample_id=str(i), target=word, groups={"group": "place" if i > 3 else "color"})
+        for i, word in enumerate(true)
+    ]
+    found = gqa.distribution(samples, [{"parsed": word} for word in said])
+    assert found == pytest.approx((16 / 3 * 4 + 2 * 2) / 6 / 100)
 
 
 def test_gqa_without_groups_has_no_distribution(tmp_path):
