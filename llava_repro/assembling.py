@@ -8,6 +8,7 @@ weights the same configuration comes from `architectures.json`.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from llava_repro.settings import LlavaParts, TrainOptions, known_architecture
-from shared.conversations import IMAGE_TAG
+from shared.conversations import IMAGE_TAG, Template, check_tokenizer
 from shared.loading import load_pretrained, model_folder, pick_dtype
 from shared.options import MissingError, UserError
 
@@ -91,14 +92,16 @@ def llava_config(
     """The configuration of a LLaVA from those of its parts.
 
     CLIP's class token is dropped (strategy "default"); SigLIP has none to drop ("full"), and
-    "default" would silently cost it its first patch.
+    "default" would silently cost it its first patch. The parts' configurations are copied:
+    `LlavaConfig` takes the attention implementation out of what it is given, and a model that is
+    left without one attends to padding and to what comes later.
     """
     from transformers import LlavaConfig
 
     siglip = tower_family(vision) == "siglip"
     return LlavaConfig(
-        vision_config=vision,
-        text_config=text,
+        vision_config=deepcopy(vision),
+        text_config=deepcopy(text),
         image_token_index=image_token_index,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy="full" if siglip else "default",
@@ -126,6 +129,17 @@ def prepare_tokenizer(tokenizer: Any) -> list[str]:
     return done
 
 
+def ready_tokenizer(folder: Path, template: Template | None) -> Any:
+    """The tokenizer with `<image>` and padding, checked against the template; says what it did.
+
+    Raises UserError before any weight is loaded.
+    """
+    tokenizer = load_tokenizer(folder)
+    for line in [*prepare_tokenizer(tokenizer), *check_tokenizer(tokenizer, template)]:
+        print(f"tokenizer:  {line}")
+    return tokenizer
+
+
 def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
@@ -146,6 +160,7 @@ def load_image_processor(folder: Path) -> Any:
 
 def assemble(
     options: LlavaParts,
+    template: Template | None,
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -164,9 +179,7 @@ def assemble(
     vision_folder = model_folder(options.vision_tower or "")
     text_folder = model_folder(options.language_model or "")
     vision_config, _ = part_config(str(vision_folder))
-    tokenizer = load_tokenizer(text_folder)
-    for line in prepare_tokenizer(tokenizer):
-        print(f"tokenizer:  {line}")
+    tokenizer = ready_tokenizer(text_folder, template)
     tower = load_pretrained(
         getattr(transformers, TOWERS[tower_family(vision_config)]),
         vision_folder,
@@ -207,7 +220,7 @@ def compute_dtype(options: LlavaParts, training: TrainingArguments) -> torch.dty
 
 
 def load_for_training(
-    options: TrainOptions, training: TrainingArguments
+    options: TrainOptions, training: TrainingArguments, template: Template | None
 ) -> tuple[Assembled, PeftModel | None]:
     """The model with exactly that open which trains, and peft's view of it when it is LoRA."""
     from transformers import set_seed
@@ -220,10 +233,11 @@ def load_for_training(
     whole = train_type in ("freeze_vision", "full")
     set_seed(training.seed)  # of a fresh projector and of LoRA's first weights
     if options.model is not None:
-        assembled = load_assembled(options, device, torch.float32 if whole else dtype)
+        assembled = load_assembled(options, template, device, torch.float32 if whole else dtype)
     else:
         assembled = assemble(
             options,
+            template,
             device=device,
             dtype=torch.float32 if train_type == "full" else dtype,
             language_model_dtype=torch.float32 if whole else dtype,
@@ -246,17 +260,23 @@ def load_for_training(
     return assembled, view
 
 
-def load_assembled(options: TrainOptions, device: torch.device, dtype: torch.dtype) -> Assembled:
+def load_assembled(
+    options: TrainOptions, template: Template | None, device: torch.device, dtype: torch.dtype
+) -> Assembled:
     """A whole LLaVA folder with its tokenizer and image processor."""
     from llava_repro.model import Llava
 
     folder = model_folder(options.model or "")
+    tokenizer = ready_tokenizer(folder, template)
     model = Llava.from_pretrained(
         folder, dtype=dtype, quantization=options.quantization, device=device
     )
-    tokenizer = load_tokenizer(folder)
-    for line in prepare_tokenizer(tokenizer):
-        print(f"tokenizer:  {line}")
+    if tokenizer.convert_tokens_to_ids(IMAGE_TAG) != model.config.image_token_index:
+        raise UserError(
+            f"{folder}: {IMAGE_TAG} is token {tokenizer.convert_tokens_to_ids(IMAGE_TAG)} of its "
+            f"tokenizer, config.json says {model.config.image_token_index}; write the folder anew "
+            "with llava_repro/convert.py"
+        )
     return Assembled(model, tokenizer, load_image_processor(folder))
 
 

@@ -224,12 +224,16 @@ def print_training_plan(
     projector_rate = options.projector_learning_rate or training.learning_rate
     print(
         f"rates:      {training.learning_rate:g}, projector {projector_rate:g}, "
-        f"weight decay {training.weight_decay:g}, {training.optim}"
+        f"weight decay {training.weight_decay:g}, {optimizer_name(training)}"
     )
     print(f"picture:    {n_images} tokens")
     print_memory(options, training, model, trained)
     for line in sample_lines(options, learned, n_images):
         print(line)
+
+
+def optimizer_name(training: TrainingArguments) -> str:
+    return getattr(training.optim, "value", str(training.optim))
 
 
 def print_memory(
@@ -243,7 +247,7 @@ def print_memory(
         samples=training.per_device_train_batch_size,
         text_tokens=text_tokens,
         dtype=torch.bfloat16 if options.dtype == "auto" else getattr(torch, options.dtype),
-        optim=str(training.optim),
+        optim=optimizer_name(training),
         recomputed=bool(training.activation_checkpointing),
     )
     print(f"memory:     {memory}")

@@ -52,6 +52,7 @@ CHECKED_AHEAD = 2000  # samples whose rows and pictures' headers are read before
 
 
 def main(options: TrainOptions, training: TrainingArguments) -> None:
+    from llava_repro.results import find_projector, manifest, save_result
     from llava_repro.training_data import (
         ConversationCollator,
         ConversationSampler,
@@ -62,7 +63,6 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
         refuse_bad_samples,
         validation_loss,
     )
-    from shared.conversations import check_tokenizer
     from shared.training_flags import check_training_flags
 
     # Data
@@ -83,6 +83,10 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     if not len(held_out):
         training.eval_strategy = "no"
     check_training_flags(training)
+    if options.projector:
+        find_projector(options.projector)
+    if training.ddp_find_unused_parameters is None:  # a batch of text alone uses the projector too
+        training.ddp_find_unused_parameters = False
     grouped = options.group_by_modality_length
     sampler = ConversationSampler(
         len(learned),
@@ -106,9 +110,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     from llava_repro.trainable import LlavaForTraining, LlavaTrainer
 
     dtype = compute_dtype(options, training)
-    assembled, adapter = load_for_training(options, training)
-    for remark in check_tokenizer(assembled.tokenizer, template):
-        print(f"tokenizer:  {remark}")
+    assembled, adapter = load_for_training(options, training, template)
     collate = ConversationCollator(
         assembled.tokenizer,
         assembled.image_processor,
@@ -120,7 +122,6 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     )
 
     # Train
-    from llava_repro.results import manifest, save_result
     from shared.training import CURVE_FILE, plot_curve
 
     trainer = LlavaTrainer(

@@ -153,9 +153,7 @@ def check_trained(model: Llava, train_type: str) -> None:
     found = {name for name, parameter in named.items() if parameter.requires_grad}
     if wanted != found:
         odd = sorted(wanted ^ found)
-        raise UserError(
-            f"{train_type}: {len(odd)} parameters train or not against its map: {odd[0]}"
-        )
+        raise UserError(f"{train_type}: {len(odd)} parameters are not as declared: {odd[0]}")
     for component in TRAINED[train_type]:
         if not any(name.startswith(COMPONENTS[component]) for name in found):
             raise UserError(f"{train_type}: nothing of the {component} would train")

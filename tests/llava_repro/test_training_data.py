@@ -1,0 +1,338 @@
+"""Rows, their order and their batches: what trains, when, and what is left out and said."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from llava_repro.training_data import (
+    ConversationCollator,
+    ConversationSampler,
+    check_samples,
+    choose_rows,
+    even_chunks,
+    grouped_by_modality,
+    modality_length,
+    refuse_bad_samples,
+    show_labels,
+)
+from shared.conversations import open_conversations
+from shared.options import IGNORE_INDEX, UserError
+
+# Order
+
+
+def row(n_words: int, image: str | None = None, **more) -> dict:
+    words = ["w"] * (n_words - 1)
+    if image:
+        words[0] = "<image>"
+    turns = [{"from": "human", "value": " ".join(words)}, {"from": "gpt", "value": "yes"}]
+    return {"id": "r", "conversations": turns, **({"image": image} if image else {}), **more}
+
+
+def test_modality_length_counts_words_and_is_negative_for_text_alone():
+    assert modality_length(row(5, "a.png")) == 5
+    assert modality_length(row(5)) == -5
+    assert modality_length({"conversations": [{"from": "gpt", "value": None}]}) == -1
+
+
+def test_chinese_has_no_spaces_so_each_character_counts():
+    turns = [{"from": "human", "value": "图里有几个 red 圆?"}, {"from": "gpt", "value": "两个"}]
+    assert modality_length({"conversations": turns}) == -(5 + 1 + 1 + 1 + 2)
+
+
+def test_even_chunks_by_hand():
+    """Longest first to the lightest device that has room: 9 | 8, then 7 to 8's, 1 to 9's."""
+    lengths = {0: 9, 1: 8, 2: 7, 3: 1}
+    assert even_chunks([0, 1, 2, 3], lengths, 2) == [[0, 3], [1, 2]]
+    # three samples on two devices cannot be dealt evenly: every second one
+    assert even_chunks([0, 1, 2], lengths, 2) == [[0, 2], [1]]
+
+
+def test_grouping_by_hand():
+    """Two devices, one sample each: pictures 0, 2, 4 (lengths 3, 9, 5), texts 1, 3 (4, 6)."""
+    lengths = {0: 3, 1: -4, 2: 9, 3: -6, 4: 5}
+    steps, pictures, texts = grouped_by_modality([0, 1, 2, 3, 4], lengths, 1, 2)
+    assert steps == [[2, 0], [3, 1]]
+    assert (pictures, texts) == ([4], [])
+
+
+def mixed_lengths(n: int, share_of_text: float = 0.3) -> list[int]:
+    generator = random.Random(3)
+    return [
+        generator.randint(1, 200) * (-1 if generator.random() < share_of_text else 1)
+        for _ in range(n)
+    ]
+
+
+@pytest.mark.parametrize("look_ahead", [64, 2])
+@pytest.mark.parametrize("n_batches", [1, 4])
+def test_every_step_has_one_modality_but_the_last(look_ahead, n_batches):
+    """The leftover of both modalities, less than a step of each, is one mixed rest at the end."""
+    lengths = mixed_lengths(1002)
+    sampler = ConversationSampler(
+        len(lengths), batch_size=4, n_batches=n_batches, seed=0,
+        length_of=lengths.__getitem__, look_ahead=look_ahead,
+    )  # fmt: skip
+    order = list(sampler)
+    assert sorted(order) == list(range(1002))
+    size = 4 * n_batches
+    n_pictures = sum(length > 0 for length in lengths)
+    whole = n_pictures // size + (1002 - n_pictures) // size
+    for step in range(whole):
+        members = order[step * size : (step + 1) * size]
+        assert len({lengths[i] > 0 for i in members}) == 1, step
+    rest = order[whole * size :]
+    assert len(rest) == n_pictures % size + (1002 - n_pictures) % size
+    assert {lengths[i] > 0 for i in rest} == {True, False}
+
+
+def test_in_one_window_a_step_holds_like_lengths_as_in_llava():
+    """Mega-batches of one modality, sorted longest first when there is one device: padding shrinks
+    to a fraction of what a random order wastes."""
+    lengths = mixed_lengths(2000)
+    grouped = list(
+        ConversationSampler(2000, batch_size=8, n_batches=4, seed=0, length_of=lengths.__getitem__)
+    )
+    shuffled = list(ConversationSampler(2000, batch_size=8, n_batches=4, seed=0))
+
+    def spread(order: list[int]) -> float:
+        batches = [order[i : i + 8] for i in range(0, 1900, 8)]
+        return sum(
+            max(abs(lengths[i]) for i in b) - sum(abs(lengths[i]) for i in b) / 8 for b in batches
+        )
+
+    assert spread(shuffled) > 0
+    # each step's 32 samples are dealt to four devices evenly, so lengths within a batch still vary
+    sums = [
+        [sum(abs(lengths[i]) for i in grouped[s + d * 8 : s + d * 8 + 8]) for d in range(4)]
+        for s in range(0, 1600, 32)
+    ]
+    even = sum(max(s) - min(s) for s in sums) / len(sums)
+    random_sums = [
+        [sum(abs(lengths[i]) for i in shuffled[s + d * 8 : s + d * 8 + 8]) for d in range(4)]
+        for s in range(0, 1600, 32)
+    ]
+    uneven = sum(max(s) - min(s) for s in random_sums) / len(random_sums)
+    assert even < 0.1 * uneven
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = ConversationSampler(
+            100, batch_size=2, n_batches=2, seed=seed, length_of=mixed_lengths(100).__getitem__
+        )
+        sampler.set_epoch(epoch)
+        assert len(sampler) == 100
+        return list(sampler)
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+def test_the_first_step_reads_a_bounded_number_of_rows():
+    read: Counter[int] = Counter()
+
+    def length_of(i: int) -> int:
+        read[i] += 1
+        return 5 if i % 3 else -5
+
+    sampler = ConversationSampler(
+        1_000_000, batch_size=4, n_batches=2, seed=0, length_of=length_of, look_ahead=16
+    )
+    first = [i for i, _ in zip(sampler, range(8), strict=False)]
+    assert len(first) == 8
+    assert len(read) == 16 * 8
+
+
+# Rows
+
+
+def test_held_out_pictures_never_train():
+    rows = [row(3, f"{i % 20}.png") for i in range(100)] + [row(4) for _ in range(20)]
+    learned, held = choose_rows(rows, limit=0, n_validation=15, seed=0)
+    assert 15 <= len(held) < 15 + 5
+    assert len(learned) + len(held) == 120
+    pictures = {r["image"] for r in held if "image" in r}
+    assert pictures
+    assert not pictures & {r["image"] for r in learned if "image" in r}
+
+
+def test_without_validation_no_row_is_read():
+    class Unread(list):
+        def __getitem__(self, i):
+            raise AssertionError("a row was read")
+
+    learned, held = choose_rows(Unread(range(10)), limit=4, n_validation=0, seed=0)
+    assert (len(learned), len(held)) == (4, 0)
+
+
+def test_empty_data_and_holding_out_everything_are_errors():
+    with pytest.raises(UserError, match="holds no conversation"):
+        choose_rows([], limit=0, n_validation=0, seed=0)
+    with pytest.raises(UserError, match="leaves none to train on"):
+        choose_rows([row(3, "a.png")] * 5, limit=0, n_validation=5, seed=0)
+
+
+# Pictures
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(4):
+        Image.new("RGB", (40, 20), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def test_headers_of_the_next_samples_are_checked_and_no_more(folder):
+    rows = [row(3, f"{i}.png") for i in range(6)]  # 4.png and 5.png are not there
+    assert check_samples(rows, iter(range(6)), folder, n=4) == (4, [])
+    checked, problems = check_samples(rows, iter(range(6)), folder, n=None)
+    assert checked == 6
+    assert [p.endswith("no such picture") for p in problems] == [True, True]
+    with pytest.raises(UserError, match=r"2 of the 6 samples checked.*\n.*4.png: no such picture"):
+        refuse_bad_samples(checked, problems)
+
+
+def test_a_few_missing_pictures_are_named_and_do_not_stop(capsys):
+    refuse_bad_samples(1000, ["a.png: no such picture"])
+    assert "1 of 1000 samples will be left out" in capsys.readouterr().out
+    refuse_bad_samples(10, [])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_malformed_row_is_a_problem_and_no_end(conversations):
+    """One bad line of many is met like a bad picture: named, left out, counted."""
+    lines = conversations.read_text().splitlines()
+    lines[3] = "{not json"
+    lines[5] = json.dumps({"id": "x", "conversations": [{"from": "martian", "value": "hi"}]})
+    conversations.write_text("\n".join(lines))
+    learned, _ = choose_rows(open_conversations(conversations), limit=0, n_validation=0, seed=0)
+    checked, problems = check_samples(learned, range(40), conversations.parent / "images", n=None)
+    assert (checked, len(problems)) == (40, 2)
+    assert "chat.jsonl line 4: not valid JSON" in problems[0]
+    assert "unknown role 'martian'" in problems[1]
+    assert modality_length(learned[3]) < 0
+
+
+# Batches
+
+
+@pytest.fixture
+def collator(llava_parts, conversations):
+    def make(**settings) -> ConversationCollator:
+        return ConversationCollator(
+            llava_parts["tokenizer"]("qwen2"),
+            llava_parts["image_processor"]("clip"),
+            None,
+            **{
+                "n_image_tokens": 16,
+                "max_length": 400,
+                "image_root": conversations.parent / "images",
+                **settings,
+            },
+        )
+
+    return make
+
+
+@pytest.fixture
+def samples(conversations) -> list[dict]:
+    return list(open_conversations(conversations))
+
+
+def test_a_batch_pads_on_the_right_and_masks_by_length(collator, samples):
+    collate = collator()
+    batch = collate([samples[0], samples[4]])  # with a picture; text alone
+    lengths = batch["attention_mask"].sum(dim=1).tolist()
+    assert batch["input_ids"].shape == batch["labels"].shape == (2, max(lengths))
+    for i, n in enumerate(lengths):
+        assert batch["attention_mask"][i].tolist() == [1] * n + [0] * (max(lengths) - n)
+        assert (batch["labels"][i, n:] == IGNORE_INDEX).all()
+        assert (batch["input_ids"][i, n:] == collate.tokenizer.pad_token_id).all()
+    assert batch["pixel_values"].shape == (1, 3, 32, 32)
+    assert (batch["input_ids"] == collate.image_token_id).sum(dim=1).tolist() == [16, 0]
+    assert batch["sample_ids"] == ["sample 0", "sample 4"]
+    assert (batch["skipped"], batch["shortened"]) == ([], [])
+
+
+def test_labels_are_the_answers_and_their_end_tokens(collator, samples):
+    collate = collator()
+    batch = collate([samples[1]])  # two rounds
+    learned = batch["input_ids"][0][batch["labels"][0] != IGNORE_INDEX]
+    assert collate.tokenizer.decode(learned) == "green<|im_end|>no<|im_end|>"
+    shown = show_labels(collate.encode(samples[1])[0], collate.tokenizer)
+    assert "<image> x 16\nwhat color is the shape ?<|im_end|>" in shown
+    assert "【green<|im_end|>】" in shown
+    assert "【no<|im_end|>】" in shown
+
+
+def test_two_pictures_of_a_row_keep_their_order_before_the_next_row_s(collator, samples):
+    collate = collator()
+    assert len(samples[6]["image"]) == 2
+    together = collate([samples[6], samples[0]])["pixel_values"]
+    assert together.shape == (3, 3, 32, 32)
+    alone = [collate([samples[i]])["pixel_values"] for i in (6, 0)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_a_batch_of_text_alone_has_no_pictures(collator, samples):
+    assert "pixel_values" not in collator()([samples[4], samples[9]])
+
+
+def test_a_picture_is_never_cut(collator, samples):
+    """Text is shortened from its end; a row that would lose a picture or every answer is left out
+    and says why."""
+    collate = collator()
+    whole = collate([samples[1]])
+    n = whole["input_ids"].shape[1]
+    first_answer = int((whole["labels"][0] != IGNORE_INDEX).nonzero()[0])
+    shorter = collator(max_length=first_answer + 3)([samples[1]])
+    assert shorter["shortened"] == ["sample 1"]
+    assert torch.equal(shorter["input_ids"], whole["input_ids"][:, : first_answer + 3])
+    assert (shorter["labels"] != IGNORE_INDEX).sum() == 3
+    assert collator(max_length=n)([samples[1]])["shortened"] == []
+    for length in (first_answer, 5):  # no answer left; the picture cut
+        batch = collator(max_length=length)([samples[1]])
+        assert batch["sample_ids"] == []
+        (message,) = batch["skipped"]
+        assert f"sample 1: {n} tokens; cut to --max_length {length} it would lose" in message
+
+
+def test_bad_samples_are_left_out_of_their_batch_and_named(collator, samples, conversations):
+    images = conversations.parent / "images"
+    (images / "0_0.png").write_bytes((images / "0_0.png").read_bytes()[:60])  # whole in its header
+    (images / "6_1.png").unlink()
+    no_answer = {"id": "mute", "conversations": [{"from": "human", "value": "hi"}]}
+    batch = collator()([samples[0], samples[1], samples[6], no_answer, {"problem": "line 9: bad"}])
+    assert batch["sample_ids"] == ["sample 1"]
+    assert len(batch["pixel_values"]) == 1
+    broken, missing, mute, malformed = batch["skipped"]
+    assert "sample 0: " in broken
+    assert "0_0.png: broken picture" in broken
+    assert "6_1.png: no such picture" in missing
+    assert "'mute'" in mute
+    assert "without an answer" in mute
+    assert "line 9: bad" in malformed
+
+
+def test_a_batch_without_one_usable_sample_is_empty(collator):
+    batch = collator()([{"problem": "bad"}])
+    assert batch["sample_ids"] == []
+    assert batch["labels"].shape == (0, 0)
+
+
+def test_padding_to_square_uses_the_mean_colour(collator, samples):
+    """A picture twice as wide as high: bands of the mean, which the processor turns into 0."""
+    wide = Image.new("RGB", (64, 32), (250, 0, 0))
+    padded = collator(image_aspect_ratio="pad").pixels([wide])[0]
+    square = collator().pixels([wide])[0]
+    assert padded[:, 0].abs().max() < 0.02
+    assert square[:, 0].abs().max() > 1
