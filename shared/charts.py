@@ -32,6 +32,7 @@ WIDTH = 4.8  # inches; at 160 dots per inch 768 pixels, whose 9 pt labels read o
 DPI = 160
 # Okabe and Ito's palette: told apart with any colour vision
 BASE, TUNED = "#8d96a3", "#0072b2"
+SERIES = (BASE, TUNED, "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 WIN, TIE, LOSS = "#009e73", "#cfd5dd", "#d55e00"
 INK, GRID = "#2b323c", "#dfe3e9"
 
@@ -112,9 +113,14 @@ def _legend_above(axes: Axes, columns: int) -> None:
                 bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)  # fmt: skip
 
 
-def _height(groups: int) -> float:
+def _height(groups: int, series: int = 2) -> float:
     """The same for both kinds of bars, so that two charts side by side align row by row."""
-    return 0.95 + 0.44 * groups
+    return 0.95 + 0.22 * max(2, series) * groups
+
+
+def _columns(series: int) -> int:
+    """Of a legend: two names stand beside a third entry, more names in pairs."""
+    return 3 if series <= 2 else 2
 
 
 def accuracy_bars(
@@ -124,18 +130,17 @@ def accuracy_bars(
     x_label: str,
     reference: tuple[str, float] | None = None,
 ) -> bytes:
-    """Horizontal bars per group, one for each series (at most two), with interval whiskers.
+    """Horizontal bars per group, one for each series (at most six), with interval whiskers.
 
     `series` maps a name to one estimate per group: `value`, `low`, `high` in percent, any of them
     None. `reference` is a labelled vertical line.
     """
-    with _figure(_height(len(groups))) as (figure, axes):
+    with _figure(_height(len(groups), len(series))) as (figure, axes):
         height = 0.8 / len(series)
         for i, (name, estimates) in enumerate(series.items()):
             rows = [k + (i - (len(series) - 1) / 2) * height for k in range(len(groups))]
             values = [e["value"] or 0.0 for e in estimates]
-            color = (BASE, TUNED)[i]
-            axes.barh(rows, values, height * 0.92, color=color, label=drawable(name))
+            axes.barh(rows, values, height * 0.92, color=SERIES[i], label=drawable(name))
             for row, estimate in zip(rows, estimates, strict=True):
                 if estimate.get("low") is not None:
                     axes.plot([estimate["low"], estimate["high"]], [row, row], color=INK, lw=1.1)
@@ -149,7 +154,7 @@ def accuracy_bars(
         axes.set_xlabel(x_label)
         axes.grid(axis="x", color=GRID)
         axes.set_axisbelow(True)
-        _legend_above(axes, len(series) + (reference is not None))
+        _legend_above(axes, min(len(series) + (reference is not None), _columns(len(series))))
         return _png(figure)
 
 
@@ -188,12 +193,12 @@ def reliability_diagram(
 ) -> bytes:
     """Mean score against mean confidence per bin, and below it the number of answers per bin.
 
-    `series` maps a name (at most two) to bins with `low`, `high` (edges), `n`, and, where n > 0,
+    `series` maps a name (at most six) to bins with `low`, `high` (edges), `n`, and, where n > 0,
     mean `confidence` and `score`, all 0..1.
     """
     with _figure(3.7, rows=2) as (figure, (axes, below)):
         axes.plot([0, 1], [0, 1], color=LOSS, lw=1.1, ls="--", label=ideal)
-        for i, ((name, bins), color) in enumerate(zip(series.items(), (BASE, TUNED), strict=False)):
+        for i, ((name, bins), color) in enumerate(zip(series.items(), SERIES, strict=False)):
             filled = [cell for cell in bins if cell["n"]]
             axes.plot(
                 [cell["confidence"] for cell in filled], [cell["score"] for cell in filled],
@@ -212,7 +217,7 @@ def reliability_diagram(
             part.set_xlim(0, 1)
             part.grid(color=GRID)
             part.set_axisbelow(True)
-        _legend_above(axes, 3)
+        _legend_above(axes, _columns(len(series)))
         return _png(figure)
 
 
@@ -221,10 +226,10 @@ def risk_coverage_chart(
 ) -> bytes:
     """Mean score of the answers kept, against the share kept when the least sure are left out.
 
-    Each curve (at most two) holds points (share kept, mean score), both 0..1.
+    Each curve (at most six) holds points (share kept, mean score), both 0..1.
     """
     with _figure(3.7) as (figure, axes):
-        for (name, curve), color in zip(curves.items(), (BASE, TUNED), strict=False):
+        for (name, curve), color in zip(curves.items(), SERIES, strict=False):
             shares, scores = ([100 * value for value in part] for part in zip(*curve, strict=True))
             axes.plot(shares, scores, color=color, lw=1.8, label=drawable(name))
         lowest = min(score for curve in curves.values() for _, score in curve)

@@ -90,14 +90,14 @@ def compare(
     scored = [pair for pair in pairs if pair.scored]
     official = [p for p in scored if _official(p.base_scored) and _official(p.tuned_scored)]
     blind = base.metrics.get("blind")
-    if blind and blind["n"] != len(official):  # of other questions than those compared here
+    if blind and blind["n"] != len(official or scored):  # of other questions than compared here
         blind = None
     sides = {"base": base, "tuned": tuned}
     return {
         **{side: describe(run) for side, run in sides.items()},
         "metric": base.metrics["metric"],
         "seed": seed,
-        "synthetic": {part: any(_synthetic(run, part) for run in sides.values())
+        "synthetic": {part: any(synthetic_part(run, part) for run in sides.values())
                       for part in ("data", "model")},
         "n_questions": len(pairs),
         "n_pictures": len({pair.base["image"] for pair in pairs}),
@@ -107,7 +107,8 @@ def compare(
         "per_answer_type": per_group(scored, "answer_type", seed),
         "per_question_type": per_group(scored, "question_type", seed),
         "protocols": per_protocol(official, protocols, seed) if official and protocols else None,
-        "exact_match": change(scored, lambda row: row["exact_match"], seed) if scored else None,
+        "exact_match": change(scored, lambda row: row["exact_match"], seed)
+        if scored and all(_has_exact_match(pair) for pair in scored) else None,
         "blind": blind,
         "counts": {side: counts(pairs, side, run) for side, run in sides.items()},
         "confidence": {side: confidence_figures(pairs, side) for side in sides},
@@ -311,10 +312,15 @@ def locate(path: str) -> Path:
 
 
 def _official(scored: dict[str, Any]) -> bool:
-    return all(value is not None for value in scored["scores"].values())
+    scores = scored.get("scores") or {"none": None}
+    return all(value is not None for value in scores.values())
 
 
-def _synthetic(run: Run, part: str) -> bool:
+def _has_exact_match(pair: Pair) -> bool:
+    return all(row.get("exact_match") is not None for row in (pair.base_scored, pair.tuned_scored))
+
+
+def synthetic_part(run: Run, part: str) -> bool:
     """By the run's own metrics, or by the manifest of what it used, should it lie there still."""
     if run.metrics.get("synthetic", {}).get(part):
         return True

@@ -44,9 +44,17 @@ def make_report(
     cards = parts.galleries(comparison, by_id, find_picture, words)
     sections.append(Section("examples", words["examples"], cards))
     if is_scored:
+        sure = [(words[side], labels[side], comparison["confidence"][side])
+                for side in ("base", "tuned")]  # fmt: skip
+        official = [(words["base"], base.metrics.get("official")),
+                    (words["tuned"], tuned.metrics.get("official"))]  # fmt: skip
         sections += [
-            Section("confidence", words["confidence"], parts.confidence(comparison, words, labels)),
-            Section("scoring", words["scoring"], parts.scoring(comparison, words)),
+            Section("confidence", words["confidence"], parts.confidence(sure, words, labels)),
+            Section(
+                "scoring",
+                words["scoring"],
+                [*parts.official_figures(official, words), *parts.scoring(comparison, words)],
+            ),
             Section("take-away", words["take_away"], parts.copy_boxes(comparison, words)),
         ]
     ran = parts.what_ran(comparison, base, tuned, words)

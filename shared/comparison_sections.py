@@ -160,17 +160,19 @@ def outcome_chart(rows: NamedRows, labels: Words, words: Words) -> Chart:
     return Chart(png, words["chart_outcomes"], words["alt_outcomes"])
 
 
-def confidence(comparison: Comparison, words: Words, labels: Words) -> list[Block]:
-    sides = {side: comparison["confidence"][side] for side in ("base", "tuned")}
-    known = {side: figures for side, figures in sides.items() if figures["ece"] is not None}
+def confidence(
+    named: Sequence[tuple[str, str, Mapping[str, Any]]], words: Words, labels: Words
+) -> list[Block]:
+    """`named`: of each run its name on the page, its name in charts, its confidence figures."""
+    known = [(name, drawn, figures) for name, drawn, figures in named if figures["ece"] is not None]
     blocks: list[Block] = [Text([words["confidence_what"]])]
     if not known:
         return [*blocks, Text([words["confidence_none"]])]
-    eces = ", ".join(f"{words[side]} {figures['ece']:.3f}" for side, figures in known.items())
+    eces = ", ".join(f"{name} {figures['ece']:.3f}" for name, _, figures in known)
     drawn = [
         Chart(
             charts.reliability_diagram(
-                {labels[side]: figures["bins"] for side, figures in known.items()},
+                {name: figures["bins"] for _, name, figures in known},
                 x_label=labels["axis_confidence"],
                 y_label=labels["axis_score"],
                 count_label=labels["axis_count"],
@@ -181,7 +183,7 @@ def confidence(comparison: Comparison, words: Words, labels: Words) -> list[Bloc
         ),
         Chart(
             charts.risk_coverage_chart(
-                {labels[side]: figures["curve"] for side, figures in known.items()},
+                {name: figures["curve"] for _, name, figures in known},
                 x_label=labels["axis_coverage"],
                 y_label=labels["axis_accuracy"],
             ),
@@ -193,10 +195,10 @@ def confidence(comparison: Comparison, words: Words, labels: Words) -> list[Bloc
         header=[words["run"], words["n"], words["ece_head"], words["brier_head"],
                 words["coverage_head"].format(share=COVERAGE), words["aurc_head"]],
         rows=[
-            Row([words[side], f"{figures['n']:,}", f"{figures['ece']:.3f}",
+            Row([name, f"{figures['n']:,}", f"{figures['ece']:.3f}",
                  f"{figures['brier']:.3f}", percent(100 * figures["score_at_coverage"][1]),
                  f"{figures['aurc']:.3f}"], figures["n"])
-            for side, figures in known.items()
+            for name, _, figures in known
         ],
         title=words["confidence_table"],
         note=words["confidence_note_table"],
@@ -224,19 +226,64 @@ def scoring(comparison: Comparison, words: Words) -> list[Block]:
         note=words["protocols_note"].format(metric=comparison["metric"]),
         text_columns=(0, 1),
     )  # fmt: skip
+    counts = [(words[side], row) for side, row in comparison["counts"].items()]
+    return [*([protocols] if rows else []), completeness(counts, words)]
+
+
+def completeness(named: NamedRows, words: Words) -> Table:
+    """How many questions each run was asked, and how many of its answers are none."""
     keys = ("expected", "compared", "errors", "empty", "cut")
-    completeness = Table(
+    return Table(
         header=[words["run"], *(words[key] for key in keys), words["without_errors"]],
         rows=[
-            Row([words[side], *(f"{counts[key]:,}" for key in keys),
+            Row([name, *(f"{counts[key]:,}" for key in keys),
                  f"{percent(counts['excluding_errors']['value'])} "
                  f"(n {counts['excluding_errors']['n']:,})"])
-            for side, counts in comparison["counts"].items()
+            for name, counts in named
         ],
         title=words["completeness"],
         note=words["completeness_note"],
     )  # fmt: skip
-    return [protocols, completeness]
+
+
+def official_figures(named: NamedRows, words: Words) -> list[Block]:
+    """What the benchmark's own program gives for each run; nothing where a run has none.
+
+    `named`: the run's name and what its metrics.json holds under `official`.
+    """
+    figures = [flat(figures or {}) for _, figures in named]
+    if not all(figures):
+        return []
+    numbers = [
+        {key: value for key, value in column.items() if key != "n" and _is_number(value)}
+        for column in figures
+    ]
+    rows = [
+        Row([key, *(_short(value) for value in values)])
+        for key, *values in side_by_side(numbers)
+        if not key.startswith(("headline.", "per_type.", "judge.", "data_problems."))
+        and ".intervals." not in f".{key}"
+    ]
+    return [
+        Table(
+            header=[words["figure"], *(name for name, _ in named)],
+            rows=rows,
+            title=words["official"],
+            note=words["official_note"],
+        )
+    ]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _short(text: str) -> str:
+    return text if not _is_number(text) or "." not in text else f"{float(text):.4f}"
 
 
 def galleries(
@@ -245,39 +292,55 @@ def galleries(
     find_picture: FindPicture,
     words: Words,
 ) -> list[Block]:
-    blocks: list[Block] = []
-    for name, stratum in comparison["gallery"].items():
-        shown, total = len(stratum["shown"]), stratum["total"]
-        kind = "surest" if name == "confident_errors" else "sampled"
-        kind = "none" if total == 0 else "all_shown" if shown == total else kind
-        note = words[kind].format(shown=shown, total=total, seed=comparison["seed"])
-        cards = [card(by_id[key], find_picture, words) for key in stratum["shown"]]
-        blocks.append(Gallery(words[name], note, cards))
-    return blocks
+    return [
+        Gallery(
+            words[name],
+            stratum_note(name, stratum, comparison["seed"], words),
+            [card(by_id[key], find_picture, words) for key in stratum["shown"]],
+        )
+        for name, stratum in comparison["gallery"].items()
+    ]
+
+
+def stratum_note(name: str, stratum: Mapping[str, Any], seed: int, words: Words) -> str:
+    """How many there are, and which of them are shown."""
+    shown, total = len(stratum["shown"]), stratum["total"]
+    kind = "surest" if name == "confident_errors" else "sampled"
+    kind = "none" if total == 0 else "all_shown" if shown == total else kind
+    return words[kind].format(shown=shown, total=total, seed=seed)
 
 
 def card(pair: Pair, find_picture: FindPicture, words: Words) -> Card:
     answers = [
-        said(words[side], record, scored["score"], words)
-        for side, record, scored in (
-            ("base", pair.base, pair.base_scored),
-            ("tuned", pair.tuned, pair.tuned_scored),
-        )
+        said(words["base"], pair.base, pair.base_scored["score"], words),
+        said(words["tuned"], pair.tuned, pair.tuned_scored["score"], words),
     ]
+    return question_card(pair.base, answers, find_picture, words)
+
+
+def question_card(
+    record: Mapping[str, Any], answers: Sequence[Answer], find_picture: FindPicture, words: Words
+) -> Card:
+    """One question, by any run's record of it, with what the runs said."""
     facts = []
-    if pair.base["references"]:
-        counted = Counter(pair.base["references"]).most_common()
+    if record.get("choices"):
+        listed = " ".join(f"({chr(65 + i)}) {c}" for i, c in enumerate(record["choices"]))
+        facts.append((words["choices"], listed))
+    if record["references"]:
+        counted = Counter(record["references"]).most_common()
         listed = ", ".join(f"{answer} ×{n}" if n > 1 else answer for answer, n in counted)
         facts.append((words["references"], listed))
-    place = [pair.base["question_type"], pair.sample_id, pair.base["image"]]
-    if pair.sample_id.startswith(pair.base["image"]):  # rows of predict.py have no id of their own
-        place.remove(pair.sample_id)
+    key, image = record["sample_id"], record["image"]
+    place = [record["question_type"], key, image]
+    if image and key.startswith(image):  # rows of predict.py have no id of their own
+        place.remove(key)
     return Card(
-        picture=thumbnail(find_picture(pair.base)),
-        title=pair.base["question"] or words["no_question"],
+        picture=thumbnail(find_picture(record)) if image else None,
+        title=record["question"] or words["no_question"],
         answers=answers,
         facts=facts,
         note=" · ".join(filter(None, place)),
+        instead="" if image else words["text_only"],
     )
 
 
@@ -331,20 +394,28 @@ def what_ran(comparison: Comparison, base: Run, tuned: Run, words: Words) -> lis
         header = [words["run"], words["file"]]
         rows = [Row([words[side], comparison[side]["folder"]]) for side in ("base", "tuned")]
         return [Table(header=header, rows=rows, text_columns=(0, 1))]
-    sides = (comparison["base"], comparison["tuned"])
+    named = [(words[side], comparison[side]) for side in ("base", "tuned")]
+    statements = data_statements([(base, comparison["base"]), (tuned, comparison["tuned"])], words)
+    return [Text(statements), *option_tables(named, words)]
+
+
+def option_tables(named: NamedRows, words: Words) -> list[Block]:
+    """Options and environments of all runs side by side, and what adapters say of themselves."""
+    sides = [side for _, side in named]
     options = side_by_side([flat(side["config"]) for side in sides])
     environments = side_by_side([flat(side["environment"] or {}) for side in sides])
-    differing = [row for row in options + environments if row[1] != row[2]]
+    differing = [row for row in options + environments if len(set(row[1:])) > 1]
 
-    def table(title: str, rows: Sequence[tuple[str, str, str]], folded: bool) -> Table:
+    def table(title: str, rows: Sequence[Sequence[str]], folded: bool) -> Table:
         return Table(
-            header=[words["option"], words["base"], words["tuned"]],
-            rows=[Row(row, tone="mark" if folded and row[1] != row[2] else "") for row in rows],
-            title=title, text_columns=(0, 1, 2), folded=folded,
+            header=[words["option"], *(name for name, _ in named)],
+            rows=[
+                Row(row, tone="mark" if folded and len(set(row[1:])) > 1 else "") for row in rows
+            ],
+            title=title, text_columns=range(len(named) + 1), folded=folded,
         )  # fmt: skip
 
     blocks: list[Block] = [
-        Text(data_statements(comparison, base, tuned, words)),
         table(words["differing"], differing, False),
         table(words["all_options"], options, True),
         table(words["environment"], environments, True),
@@ -359,17 +430,26 @@ def what_ran(comparison: Comparison, base: Run, tuned: Run, words: Words) -> lis
     return blocks
 
 
-def data_statements(comparison: Comparison, base: Run, tuned: Run, words: Words) -> list[str]:
-    """What is scored, and which data trained the weights, as far as it is recorded."""
+def data_statements(described: Sequence[tuple[Run, Mapping[str, Any]]], words: Words) -> list[str]:
+    """What is scored, and which data trained the weights, as far as it is recorded.
+
+    `described`: each run with what `comparison.describe` says of it.
+    """
+    base, first_side = described[0]
     config = base.config
     sample = words["all_of_it"]
     if config.get("limit"):
         sample = words["drawn"].format(limit=config["limit"], seed=config.get("seed"))
     data = data_words(*scored_data(base), words)
     lines = [words["scored_on"].format(data=f"{data} ({sample})")]
-    for run, side in ((base, comparison["base"]), (tuned, comparison["tuned"])):
+    for run, side in described:
         learned = (side["adapter_manifest"] or {}).get("data")
-        if learned:
+        if learned and "rows" in learned:
+            lines.append(words["adapter_rows"].format(
+                run=run.name, rows=learned["rows"], held_out=learned["held_out_rows"],
+                data=data_words(learned["source"], None, words),
+            ))  # fmt: skip
+        elif learned:
             lines.append(words["adapter_data"].format(
                 run=run.name, questions=learned["questions"],
                 held_out=learned["held_out_questions"],
@@ -378,7 +458,7 @@ def data_statements(comparison: Comparison, base: Run, tuned: Run, words: Words)
         elif side["adapter"]:
             lines.append(words["adapter_unknown"].format(run=run.name, adapter=side["adapter"]))
     lines.append(words["base_data"])
-    problems = comparison["base"]["data_problems"]
+    problems = first_side["data_problems"]
     if problems and problems["count"]:
         first = problems["first"][0]
         lines.append(words["left_out"].format(count=problems["count"], first=first))
@@ -403,6 +483,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return result
 
 
-def side_by_side(both: Sequence[Words]) -> list[tuple[str, str, str]]:
-    first, second = both
-    return [(key, first.get(key, "–"), second.get(key, "–")) for key in first | second]
+def side_by_side(columns: Sequence[Words]) -> list[tuple[str, ...]]:
+    """(key, the value in each column) of every key that any column has."""
+    keys = dict.fromkeys(key for column in columns for key in column)
+    return [(key, *(column.get(key, "–") for column in columns)) for key in keys]

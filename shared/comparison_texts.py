@@ -97,6 +97,36 @@ TEXTS: dict[str, dict[str, str]] = {
         "raw": "raw",
         "file": "File",
         "references": "References",
+        "title_many": "{n} runs compared",
+        "no_scores_many": "No question has references, so nothing is scored: the answers of {n} "
+        "questions are shown.",
+        "best": "{name} answers best: {value}.",
+        "clearly_above": "It is clearly above {names}.",
+        "not_told_apart": "It can't be told apart from {names}.",
+        "list_comma": ", ",
+        "banner_forced_many": "Shown because of --force, for the {n:,} questions that all runs "
+        "hold.",
+        "pairs": "Every pair",
+        "pair": "Pair",
+        "p_clustered": "p (by picture)",
+        "pairs_note": "Second minus first, in percentage points with 95 % intervals (bootstrap "
+        "over pictures). p of the paired test, adjusted by Holm's method over the pairs; beside "
+        "it the sign-flip test clustered by picture, not adjusted. A coloured edge: p (Holm) is at "
+        "most 0.05.",
+        "type_note_many": "Percent with 95 % intervals (bootstrap over pictures).",
+        "divided": "Right in some runs, wrong in others",
+        "all_wrong": "Wrong in every run",
+        "method_many": "Intervals: percentile bootstrap over pictures, 2,000 resamples, seed "
+        "{seed}. Tests: McNemar's exact test where answers are right or wrong, sign flips "
+        "clustered by picture where they are graded.",
+        "summary_pair": "  {pair}: {difference}, p {p} (Holm), n {n}; {wins} better, {ties} equal, "
+        "{losses} worse",
+        "choices": "Choices",
+        "text_only": "a question without a picture",
+        "figure": "Figure",
+        "official": "The benchmark's own figures",
+        "official_note": "As the official program gives them, in its units, over all questions of "
+        "each run.",
         "no_question": "(caption only)",
         "confidence_what": "Confidence is the geometric mean of the probabilities that the model "
         "gave to its answer tokens. It is the model's own figure, not a promise.",
@@ -133,6 +163,8 @@ TEXTS: dict[str, dict[str, str]] = {
         "drawn": "{limit:,} questions drawn with seed {seed}",
         "left_out": "{count} bad rows of the data were left out; the first: {first}",
         "adapter_data": "{run}: the adapter was trained on {questions:,} questions of {data}, "
+        "{held_out:,} more were held out for validation.",
+        "adapter_rows": "{run}: the adapter was trained on {rows:,} conversations of {data}, "
         "{held_out:,} more were held out for validation.",
         "adapter_unknown": "{run}: the adapter {adapter} has no record of its training, so what it "
         "has seen is not known.",
@@ -241,6 +273,31 @@ TEXTS: dict[str, dict[str, str]] = {
         "raw": "原始输出",
         "file": "文件",
         "references": "参考答案",
+        "title_many": "{n} 次运行对比",
+        "no_scores_many": "没有问题带参考答案，因此不评分：列出 {n} 个问题的回答。",
+        "best": "{name} 最好：{value}。",
+        "clearly_above": "它明显好于 {names}。",
+        "not_told_apart": "它与 {names} 的差别不明确。",
+        "list_comma": "、",
+        "banner_forced_many": "因 --force 而显示，只比较各次运行共有的 {n:,} 个问题。",
+        "pairs": "两两比较",
+        "pair": "两次运行",
+        "p_clustered": "p（按图片）",
+        "pairs_note": "后者减前者，百分点及 95 % 区间（按图片自助抽样）。p 为配对检验，在各对之间"
+        "按 Holm 方法校正；旁边是按图片分组的符号翻转检验，未校正。"
+        "左侧有色条：p（Holm）不大于 0.05。",
+        "type_note_many": "百分比及 95 % 区间（按图片自助抽样）。",
+        "divided": "有的运行答对，有的答错",
+        "all_wrong": "每次运行都答错",
+        "method_many": "区间：按图片自助抽样的百分位区间，2,000 次，种子 {seed}。检验："
+        "回答非对即错时用 McNemar 精确检验，得分有高低时用按图片分组的符号翻转检验。",
+        "summary_pair": "  {pair}：{difference}，p {p}（Holm），n {n}；{wins} 个更好，"
+        "{ties} 个相同，{losses} 个更差",
+        "choices": "选项",
+        "text_only": "没有图片的问题",
+        "figure": "指标",
+        "official": "该基准自己的指标",
+        "official_note": "由官方程序的规则得出，单位照原样，取每次运行的全部问题。",
         "no_question": "（仅描述）",
         "confidence_what": "置信度是模型给自己回答的各个词元的概率的几何平均数。"
         "这是模型自己的数字，不是保证。",
@@ -277,6 +334,8 @@ TEXTS: dict[str, dict[str, str]] = {
         "left_out": "数据中有 {count} 行不合格，未使用；第一行：{first}",
         "adapter_data": "{run}：适配器用 {data} 的 {questions:,} 个问题训练，"
         "另留出 {held_out:,} 个问题做验证。",
+        "adapter_rows": "{run}：适配器用 {data} 的 {rows:,} 段对话训练，"
+        "另留出 {held_out:,} 段做验证。",
         "adapter_unknown": "{run}：适配器 {adapter} 没有训练记录，无法得知它见过哪些数据。",
         "base_data": "基础权重以前见过哪些数据，这里没有记录。",
         "differing": "两次运行的不同之处",

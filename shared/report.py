@@ -123,13 +123,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Card:
-    """One sample; `picture` is a data URI, None for a placeholder."""
+    """One sample; `picture` is a data URI, None for a placeholder that says `instead`."""
 
     picture: str | None
     title: str
     answers: Sequence[Answer]
     facts: Sequence[tuple[str, str]] = ()  # (label, text), beside the picture
     note: str = ""  # where the sample comes from
+    instead: str = ""  # of the picture; empty: that it was not found
 
 
 @dataclass(frozen=True)

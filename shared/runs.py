@@ -18,13 +18,13 @@ from shared.significance import PairedComparison, compare_paired
 
 # What may differ between a base and a tuned run of one comparison, besides RESULT_NEUTRAL.
 ADAPTER = {"adapter", "adapter_fingerprint"}
-FREE = RESULT_NEUTRAL | ADAPTER | {"model", "model_fingerprint", "revision", "device"}
+ANSWERS = {"answers", "answers_format", "answers_hash"}  # another tool's, scored here
+FREE = RESULT_NEUTRAL | ADAPTER | ANSWERS | {"model", "model_fingerprint", "revision", "device"}
 # Options whose effect is compared where it is recorded: `asked`, `compute_dtype`, the ids.
-RAW = {"preset", "prompt", "greedy", "dtype", "limit"}
+RAW = {"preset", "prompt", "greedy", "dtype", "limit", "template", "max_new_tokens"}
 # What makes the sample of two runs of one model the same.
-SAMPLE = {"data", "data_root", "split", "data_hash", "limit", "seed", "pictures"}
-SCORED_KEYS = ("sample_id", "score", "scores", "exact_match", "image_id", "question_type",
-               "answer_type")  # fmt: skip
+SAMPLE = {"task", "data", "data_root", "split", "data_hash", "limit", "seed", "pictures"}
+SCORED_KEYS = ("sample_id", "score", "image_id", "question_type", "answer_type")
 RECORD_KEYS = ("sample_id", "image", "question", "question_type", "answer_type", "raw_output",
                "answer", "references", "confidence", "finish_reason", "status",
                "error")  # fmt: skip

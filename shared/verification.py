@@ -24,9 +24,9 @@ def changed_scores(run: Run, score_run: ScoreRun) -> list[str]:
     for key, again in zip(run.records, rows, strict=True):
         stored = run.scored[key]
         for name in ("score", "exact_match", "scores"):
-            if stored.get(name) != again[name]:
+            if stored.get(name) != again.get(name):
                 lines.append(f"question {key}: {name} is {stored.get(name)!r} in scored.jsonl, "
-                             f"{again[name]!r} by its record")  # fmt: skip
+                             f"{again.get(name)!r} by its record")  # fmt: skip
     return lines
 
 
