@@ -349,8 +349,10 @@ def _line_starts(path: Path) -> array[int]:
             data = np.frombuffer(block, dtype=np.uint8)
             ends = np.flatnonzero(data == ord("\n"))
             lengths = np.diff(ends + position, prepend=line_start - 1) - 1
-            before_end = np.concatenate([[last_byte], data])[ends]
-            blank = (lengths == 0) | ((lengths == 1) & (before_end == ord("\r")))
+            blank = lengths == 0
+            for k in np.flatnonzero(lengths == 1):  # "\r\n" is blank too
+                end = int(ends[k])
+                blank[k] = (data[end - 1] if end else last_byte) == ord("\r")
             begins = (ends + position - lengths)[~blank]
             starts.frombytes(begins.astype(np.uint64).tobytes())
             last_byte = block[-1]

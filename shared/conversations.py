@@ -119,7 +119,10 @@ def escape_tags(text: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
     picture. Otherwise a typed `<image>` would ask for features that are not there, and a typed end
     token would end the turn. Rows of training files are not escaped: there the tag is meant.
     """
-    specials = {IMAGE_TAG} | (set(special_tokens(tokenizer)) if tokenizer is not None else set())
+    specials = {IMAGE_TAG}
+    if tokenizer is not None:
+        added = tokenizer.added_tokens_decoder.values()
+        specials |= {*tokenizer.all_special_tokens, *(str(t) for t in added if t.special)}
     for special in sorted(specials, key=len, reverse=True):
         # a token of white space alone (a newline in some vocabularies) opens no door
         if special.strip() and len(special) > 1:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
 
 from llava_repro.templates import TEMPLATES, render
-from shared.conversation_check import language_of, main
-from shared.conversation_files import RowError, normalise_row
 from shared.conversations import (
     answer_end,
     chat_template,
@@ -21,11 +18,8 @@ from shared.conversations import (
     encode,
     escape_tags,
     fit,
-    open_conversations,
     pad_id,
     prompt_ids,
-    row_images,
-    row_turns,
     segments_of,
 )
 from shared.options import IGNORE_INDEX, UserError
@@ -325,6 +319,33 @@ def test_a_folder_that_carries_its_template_trains_and_asks_as_the_named_one(
         )
 
 
+@pytest.mark.parametrize("kind", ["chatml", "llama_legacy", "llama"])
+def test_transformers_processor_makes_the_same_prompt_ids(kind: str) -> None:
+    """Our Jinja in a LlavaProcessor, which adds BOS and repeats the tag itself: the same ids."""
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    tokenizer = byte_level(kind) if kind in BYTE_KINDS else metaspace(kind)
+    template = TEMPLATES["mpt" if kind == "chatml" else "vicuna_v1"]
+    processor = LlavaProcessor(
+        CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}),
+        tokenizer, patch_size=4, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=chat_template(template),
+    )  # fmt: skip
+    picture = Image.new("RGB", (8, 8))
+    messages = [
+        {"role": "user", "content": [{"type": "image", "image": picture},
+                                     {"type": "text", "text": "What color?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Red."}]},
+        {"role": "user", "content": [{"type": "text", "text": "How many?"}]},
+    ]  # fmt: skip
+    made = processor.apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, return_dict=True
+    )
+    turns = [("human", "<image>\nWhat color?"), ("gpt", "Red."), ("human", "How many?")]
+    (ids,) = made["input_ids"]
+    assert list(ids) == prompt_ids(turns, tokenizer, template, 4)
+
+
 def test_exact_string_of_qwen_llama3_and_gemma(
     tokenizers: dict[str, PreTrainedTokenizerFast],
 ) -> None:
@@ -492,101 +513,11 @@ def test_long_row_is_cut_in_text_never_in_a_picture() -> None:
     assert fit(two, 3, image) is None  # a later picture is never lost
 
 
-# Rows
-
-
-def test_spellings_of_a_row_are_one_row() -> None:
-    llava = {
-        "id": 1,
-        "image": "a.png",
-        "conversations": [
-            {"from": "human", "value": "<image>\nHi"}, {"from": "gpt", "value": "Yes"},
-        ],
-    }  # fmt: skip
-    openai = {
-        "id": 1,
-        "images": ["a.png"],
-        "messages": [
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\nHi"}]},
-            {"role": "assistant", "content": "Yes"},
-        ],
-    }
-    minicpm = {
-        "id": 1,
-        "image": {"<image_00>": "a.png"},
-        "conversations": [
-            {"role": "user", "content": "<image_00>\nHi"}, {"role": "assistant", "content": "Yes"},
-        ],
-    }  # fmt: skip
-    course = {
-        "id": 1,
-        "image": "a.png",
-        "conversations": [
-            {"role": "human", "value": "<image>\nHi"}, {"role": "gpt", "value": "Yes"},
-        ],
-    }  # fmt: skip
-    assert [normalise_row(row) for row in (llava, openai, minicpm, course)] == [llava] * 4
-    assert row_turns(openai) == [("human", "<image>\nHi"), ("gpt", "Yes")]
-
-
-def test_numbered_pictures_come_in_the_order_of_their_tags() -> None:
-    row = {
-        "image": {"<image_00>": "a.png", "<image_01>": "b.png"},
-        "conversations": [
-            {"from": "human", "value": "<image_01> or <image_00>?"}, {"from": "gpt", "value": "b"},
-        ],
-    }  # fmt: skip
-    assert normalise_row(row)["image"] == ["b.png", "a.png"]
-    row["conversations"] = [
-        {"from": "human", "value": "<image_01>?"},
-        {"from": "gpt", "value": "b"},
-    ]
-    with pytest.raises(RowError, match=r"image: the text shows <image_01>.*<image_00>, <image_01>"):
-        normalise_row(row)
-
-
-HUMAN, GPT = {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ([1], "row: expected an object, found a list"),
-        ({"id": 1}, "conversations: missing"),
-        ({"conversations": []}, "conversations: empty"),
-        ({"conversations": "Hi"}, "conversations: expected a list of turns, found text"),
-        ({"conversations": ["Hi", "Yes"]}, r"conversations\[0\]: expected an object"),
-        ({"conversations": [{"from": "bot", "value": "x"}]}, r"\[0\].from: unknown role 'bot'"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, r"messages\[0\].role: unknown role"),
-        ({"conversations": [{"value": "x"}]}, r"conversations\[0\].from: missing"),
-        ({"conversations": [HUMAN, {"from": "gpt"}]}, r"conversations\[1\].value: missing"),
-        ({"conversations": [HUMAN, {"from": "gpt", "value": 3}]}, r"\[1\].value: expected text"),
-        ({"conversations": [HUMAN, HUMAN, GPT]}, r"conversations\[1\].from: 'human' where 'gpt'"),
-        ({"conversations": [GPT]}, r"conversations\[0\].from: 'gpt' where 'human'"),
-        ({"conversations": [{"from": "system", "value": "x"}]}, "only a system turn"),
-        ({"image": "a.png", "conversations": [HUMAN, GPT]}, "0 <image> for 1 picture"),
-        (
-            {"conversations": [{"from": "human", "value": "<image>"}, GPT]},
-            "1 <image> for 0 picture",
-        ),
-        (
-            {"image": "a", "conversations": [HUMAN, {"from": "gpt", "value": "<image>"}]},
-            r"conversations\[1\]: <image> in a gpt turn",
-        ),
-        ({"image": ["a", 3], "conversations": [HUMAN, GPT]}, r"image\[1\]: expected a path"),
-        (
-            {"image": {"bytes": b"x", "path": "a"}, "conversations": [HUMAN, GPT]},
-            "image: a dict maps tags .* pixels inside the file",
-        ),
-    ],
-)
-def test_malformed_row_is_refused_with_its_field(row: Any, message: str) -> None:
-    with pytest.raises(RowError, match=message):
-        normalise_row(row)
+# Rows that can't be learned
 
 
 def test_row_without_an_answer_is_refused(tokenizers: dict[str, PreTrainedTokenizerFast]) -> None:
-    row = {"id": "q7", "conversations": [HUMAN]}
+    row = {"id": "q7", "conversations": [{"from": "human", "value": "Hi"}]}
     with pytest.raises(UserError, match=r"row 'q7': conversations ends without an answer"):
         encode(row, tokenizers["chatml"], None, 1)
 
@@ -596,217 +527,6 @@ def test_plain_without_a_picture_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=r"row 'r': template plain is for a picture"):
         encode(row_of(ROWS[1]), tokenizers["chatml"], TEMPLATES["plain"], 1)
-
-
-def test_pictures_outside_the_image_root_are_refused(tmp_path: Path) -> None:
-    def paths(image: str) -> list[Path]:
-        turns = [{"from": "human", "value": "<image>"}, GPT]
-        return row_images({"image": image, "conversations": turns}, tmp_path / "pictures")
-
-    assert paths("a/../b.png") == [tmp_path / "pictures" / "b.png"]
-    assert paths(str(tmp_path / "pictures" / "c.png")) == [tmp_path / "pictures" / "c.png"]
-    for bad in (
-        "../secret.png",
-        "a/../../secret.png",
-        "/etc/passwd",
-        str(tmp_path / "pictures2/x"),
-    ):
-        with pytest.raises(RowError, match=r"image: .* leads outside .*pictures; rows may only"):
-            paths(bad)
-    with pytest.raises(RowError, match="is an address; download it"):
-        paths("https://example.org/a.png")
-
-
-# Files
-
-
-def write_lines(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def test_three_formats_give_the_same_rows(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pq = pytest.importorskip("pyarrow.parquet")
-    import pyarrow as pa
-
-    rows = [row_of(turns) | {"id": str(i)} for i, turns in enumerate(ROWS * 3)]
-    lines = open_conversations(write_lines(tmp_path / "a.jsonl", rows))
-    assert capsys.readouterr().out == ""
-    (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
-    array = open_conversations(tmp_path / "a.json")
-    assert f"a JSON array of {len(rows)} rows, loaded whole" in capsys.readouterr().out
-    table = pa.Table.from_pylist(rows)
-    pq.write_table(table, tmp_path / "a.parquet", row_group_size=4)
-    parquet = open_conversations(tmp_path / "a.parquet")
-    expected = [normalise_row(row) for row in rows]
-    for read in (lines, array, parquet):
-        assert len(read) == len(rows)
-        assert list(read) == expected
-        assert [read[i] for i in (7, 0, 14, -1)] == [expected[i] for i in (7, 0, 14, -1)]
-        with pytest.raises(IndexError):
-            read[len(rows)]
-
-
-def test_lines_are_found_across_blocks_blanks_and_line_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import shared.conversation_files as files
-
-    row = json.dumps({"conversations": [HUMAN, GPT]}).encode()
-    text = b"\xef\xbb\xbf" + row + b"\r\n\r\n\n" + row + b"\n" + row + b"\n\n\n" + row
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(text)
-    for block in (1, 2, 7, len(row), len(row) + 1, 1 << 22):
-        monkeypatch.setattr(files, "BLOCK", block)
-        rows = open_conversations(path)
-        assert len(list(rows)) == 4
-        assert [rows.where(i).rpartition(" ")[2] for i in range(4)] == ["1", "4", "5", "8"]
-
-
-def test_opening_a_long_file_parses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """200,000 lines: indexed without parsing one; reading three rows parses three."""
-    path = tmp_path / "long.jsonl"
-    with path.open("w") as file:
-        for i in range(200_000):
-            turns = '[{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}]'
-            file.write(f'{{"id": {i}, "conversations": {turns}}}\n')
-    parsed = []
-    real = json.loads
-    monkeypatch.setattr(json, "loads", lambda *a, **k: parsed.append(1) or real(*a, **k))
-    rows = open_conversations(path)
-    assert len(rows) == 200_000
-    assert parsed == []
-    assert [rows[i]["id"] for i in (0, 123_456, 199_999)] == [0, 123_456, 199_999]
-    assert len(parsed) == 3
-    assert rows.starts.itemsize * len(rows.starts) == 8 * 200_000  # all that stays in memory
-
-
-def test_parquet_reads_the_row_groups_that_are_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    path = tmp_path / "a.parquet"
-    table = pa.Table.from_pylist([{"id": i, "conversations": [HUMAN, GPT]} for i in range(100)])
-    pq.write_table(table, path, row_group_size=10)
-    read = []
-    real = pq.ParquetFile.read_row_group
-    monkeypatch.setattr(
-        pq.ParquetFile, "read_row_group", lambda self, g, **k: read.append(g) or real(self, g, **k)
-    )
-    rows = open_conversations(path)
-    assert len(rows) == 100
-    assert read == []
-    assert [rows[i]["id"] for i in (55, 57, 3, 99)] == [55, 57, 3, 99]
-    assert read == [5, 0, 9]
-
-
-def test_broken_json_line_is_named_by_file_and_line(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    good = json.dumps({"id": "x", "conversations": [HUMAN, GPT]})
-    bad_role = json.dumps({"id": "y", "conversations": [{"from": "bot", "value": ""}]})
-    path.write_bytes(f"{good}\n\n{good[:-5]}\n{bad_role}\n".encode() + b'{"id": "\xff"}\n')
-    rows = open_conversations(path)
-    assert rows[0]["id"] == "x"
-    with pytest.raises(UserError, match=r"a\.jsonl line 3: not valid JSON \(column \d+\)"):
-        rows[1]
-    with pytest.raises(
-        UserError, match=r"a\.jsonl line 4 \(id 'y'\): conversations\[0\].from: unk"
-    ):
-        rows[2]
-    with pytest.raises(UserError, match=r"a\.jsonl line 5: not UTF-8"):
-        rows[3]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.json", '{\n "rows": []\n}', "one JSON object; expected a list of rows"),
-        ("a.json", "[{]", r"a\.json: not valid JSON \(line 1\)"),
-        ("a.json", "[]", "no rows in it"),
-        ("a.jsonl", "", "no rows in it"),
-        ("a.parquet", "PAR1 no", "not a Parquet file"),
-    ],
-)
-def test_file_of_another_kind_is_refused(
-    tmp_path: Path, name: str, content: str, message: str
-) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=message):
-        open_conversations(tmp_path / name)
-    with pytest.raises(UserError, match=r"missing\.json: cannot be read: No such file"):
-        open_conversations(tmp_path / "missing.json")
-
-
-# Checking
-
-
-def test_validate_counts_and_lists_problems(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    rows = [
-        row_of(ROWS[0]) | {"image": "a.png"},
-        row_of(ROWS[3]) | {"image": ["a.png"]},
-        row_of(ROWS[1]),
-        row_of([("human", "<image> or <image>?"), ("gpt", "no")]) | {"image": ["a.png", "a.png"]},
-    ]
-    path = write_lines(tmp_path / "good.jsonl", rows)
-    main([str(path), "--validate"])
-    out = capsys.readouterr().out
-    assert "4 rows\n" in out
-    assert "good rows 4: 10 turns, 4 pictures; 3 rows with pictures (1 with several), 1 text" in out
-    assert "languages: latin 3, zh 1" in out
-    bad = [
-        row_of(ROWS[0]) | {"id": "m", "image": "missing.png"},
-        row_of(ROWS[0]) | {"id": "b", "image": "broken.png"},
-        row_of(ROWS[0]) | {"id": "o", "image": "../a.png"},
-        {"id": "e", "conversations": []},
-    ]
-    path = write_lines(tmp_path / "bad.jsonl", rows + bad * 8)
-    with pytest.raises(SystemExit) as stopped:
-        main([str(path), "--image_root", str(tmp_path), "--validate"])
-    assert stopped.value.code == 1
-    out = capsys.readouterr().out
-    assert "bad rows 32" in out
-    assert out.count("\n  - ") == 20
-    assert "and 12 more" in out
-    where = f"{path} line"
-    assert f"{where} 5: image: {tmp_path / 'missing.png'}: no such picture" in out
-    assert f"{where} 6: image: {tmp_path / 'broken.png'}: not a picture" in out
-    assert f"{where} 7: image: ../a.png leads outside" in out
-    assert f"{where} 8 (id 'e'): conversations: empty" in out
-
-
-def test_without_validate_only_the_first_rows_are_looked_at(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [{"conversations": [HUMAN, GPT]}] * 1000 + [{"conversations": []}]
-    path = write_lines(tmp_path / "a.jsonl", rows)
-    main([str(path)])
-    assert "1001 rows, the first 1000 checked (all with --validate)" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main([str(path), "--validate"])
-
-
-def test_language_of() -> None:
-    assert language_of("圆是什么颜色？ red") == "zh"
-    assert language_of("What color is the 圆?") == "latin"
-    assert language_of("まるは何色") == "other"
-    assert language_of("1 + 2") == "other"
-
-
-def test_command_line(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "a.jsonl", [{"conversations": []}])
-    command = [sys.executable, "-m", "shared.conversations", str(path), "--validate"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "conversations: empty" in done.stdout
-    done = subprocess.run([*command[:3], str(tmp_path / "no")], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
 
 
 def test_importing_conversations_needs_no_torch() -> None:
