@@ -5,7 +5,7 @@ picture; a picture is opened and encoded once for all its questions. Every answe
 `predictions.jsonl` and flushed as soon as its batch is done, so a killed run loses one batch: the
 next start answers what has no `ok` record yet (errors are tried again), and repairs a line that the
 crash cut. An unreadable picture or an unanswerable question becomes a record with status `error`,
-the rest goes on.
+the rest goes on. A question whose `image` is None is asked without a picture.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -48,12 +48,12 @@ class VisionLanguageModel(Protocol):
     """What `answer_questions` needs; features are opaque to it but can be indexed by picture."""
 
     def encode_images(self, images: Sequence[Image]) -> Any:
-        """Pictures -> features, first dimension = picture."""
+        """Pictures -> features, first dimension = picture. No pictures: those of none."""
 
     def answer(
-        self, features: Any, picture_index: Sequence[int], prompts: Sequence[str]
+        self, features: Any, picture_index: Sequence[int | None], prompts: Sequence[str]
     ) -> list[Answer]:
-        """Answers to `prompts[i]` about picture `picture_index[i]`."""
+        """Answers to `prompts[i]` about picture `picture_index[i]`, None for one without."""
 
     def prompt_problem(self, prompt: str) -> str | None:
         """Why this prompt cannot be answered (too long, ...), or None."""
@@ -61,10 +61,14 @@ class VisionLanguageModel(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """A question and the prompt that asks it."""
+    """A question and the prompt that asks it.
+
+    `details` stand in its record too: what scoring needs besides the references (choices, ...).
+    """
 
     question: Question
     prompt: str
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_records(path: Path) -> dict[str, dict[str, Any]]:
@@ -189,7 +193,7 @@ def answer_batch(
     for job in jobs:
         name = job.question.image_name
         problem = model.prompt_problem(job.prompt) or unreadable.get(name)
-        if not problem and name not in pictures:
+        if not problem and job.question.image is not None and name not in pictures:
             try:
                 pictures[name] = open_picture(job.question)
             except ImageError as error:
@@ -229,7 +233,7 @@ def _ask(
     index = {name: i for i, name in enumerate(pictures)}
     return model.answer(
         model.encode_images(list(pictures.values())),
-        [index[job.question.image_name] for job in jobs],
+        [index[job.question.image_name] if job.question.image else None for job in jobs],
         [job.prompt for job in jobs],
     )
 
@@ -267,6 +271,7 @@ def make_record(
         "seconds": round_or_none(seconds),
         "status": "error" if error else "ok",
         "error": error,
+        **job.details,
     }
 
 
@@ -278,10 +283,12 @@ def shuffle_pictures(questions: Sequence[Question], seed: int) -> dict[str, Ques
     """A control: each question's sample_id -> a question whose picture is shown in its place.
 
     Pictures are permuted so that none stays where it was; a model that looks at its picture then
-    falls to what the question's words alone allow. Raises UserError with fewer than two pictures.
+    falls to what the question's words alone allow. Questions without a picture are left out.
+    Raises UserError with fewer than two pictures.
     """
     import random
 
+    questions = [question for question in questions if question.image is not None]
     by_picture = {question.image_name: question for question in questions}
     names = sorted(by_picture)
     if len(names) < 2:

@@ -33,7 +33,7 @@ class Question:
     """One question about one picture; `references` are the annotators' strings as published."""
 
     sample_id: str
-    image: Path
+    image: Path | None  # None: asked without a picture (ScienceQA); VQAv2 has none of these
     image_name: str  # relative to the data root, forward slashes: what records keep
     image_id: int | str
     question: str

@@ -9,6 +9,7 @@ import os
 import weakref
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,34 @@ def test_n_in_n_out_each_with_its_own_answer(path):
         assert record["answer"] == f"seen:{job.question.image_name} {job.prompt}"
         assert record["question"] == job.question.question
         assert record["references"] == ["red"] * 10
+
+
+def without_picture(job: Job) -> Job:
+    return replace(job, question=replace(job.question, image=None, image_name=""))
+
+
+def test_questions_without_a_picture_are_asked_without_one(path):
+    """ScienceQA has them: nothing is opened or encoded, and no neighbour's picture is shown."""
+
+    class Knowing(FakeModel):
+        def answer(self, features, picture_index, prompts) -> list[Answer]:
+            shown = [None if i is None else features[i] for i in picture_index]
+            return super().answer([*features, *shown], range(len(features), 99)[: len(shown)],
+                                  prompts)  # fmt: skip
+
+    asked = [without_picture(job) if i % 3 == 0 else job for i, job in enumerate(jobs())]
+    model, opener = Knowing(), Opener()
+    records = run(path, model, opener, asked=asked)
+    for job in asked:
+        name = job.question.image_name
+        seen = f"seen:{name}" if name else None
+        assert records[job.question.sample_id]["answer"] == f"{seen} {job.prompt}"
+    assert Counter(opener.opened) == {"a.jpg": 1, "b.jpg": 1, "c.jpg": 1, "d.jpg": 1}
+    assert sorted(set(model.encoded)) == sorted(model.encoded)
+    only = [without_picture(job) for job in jobs(1, 2)]
+    assert [r["answer"] for r in answer_batch(Knowing(), only, opener)] == [
+        f"None {job.prompt}" for job in only
+    ]
 
 
 def test_records_of_a_batch_are_in_the_order_of_its_jobs():
@@ -444,6 +473,13 @@ def test_shuffling_is_seeded_and_does_not_depend_on_the_order_of_questions():
     questions = [job.question for job in jobs(10, 2)]
     assert shuffle_pictures(questions, 1) == shuffle_pictures(questions[::-1], 1)
     assert shuffle_pictures(questions, 1) != shuffle_pictures(questions, 2)
+
+
+def test_a_question_without_a_picture_is_shown_none_and_gives_none_when_shuffled():
+    asked = [without_picture(job) if i < 2 else job for i, job in enumerate(jobs(4, 2))]
+    shown = shuffle_pictures([job.question for job in asked], 0)
+    assert set(shown) == {job.question.sample_id for job in asked[2:]}
+    assert all(question.image is not None for question in shown.values())
 
 
 def test_one_picture_cannot_be_shuffled():
