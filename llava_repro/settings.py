@@ -66,11 +66,12 @@ def from_root(path: str | None) -> str | None:
 
 def toy_defaults(stage: str) -> dict[str, Any]:
     """The toy's parts, data and settings of a stage."""
-    from llava_repro.toy_recipe import TRAINING
+    from llava_repro.toy_recipe import TRAINING, VISION_FEATURE_LAYER
 
     return {
         "vision_tower": str(TOY_CLIP),
         "language_model": str(TOY_QWEN2),
+        "vision_feature_layer": VISION_FEATURE_LAYER,
         "data": str(TOY_DATA / f"{stage}.jsonl"),
         "output_dir": str(RUNS / f"toy_{stage}"),
         "template": "plain" if stage == "pretrain" else None,
