@@ -88,13 +88,14 @@ class Llava(nn.Module):
         """
         is_image = input_ids == self.config.image_token_index  # (B, T)
         given = pixel_values if image_features is None else image_features
-        check_image_tokens(
-            is_image, n_image_tokens(self.config), 0 if given is None else len(given)
-        )
+        n_tokens = n_image_tokens(self.config)
+        check_image_tokens(is_image, n_tokens, 0 if given is None else len(given))
         # the placeholder may lie outside the vocabulary, so it is never looked up
         embeds = self.language_model.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
         if given is not None and len(given):
             features = self.image_features(given) if image_features is None else image_features
+            if features.shape[1] != n_tokens:  # masked_scatter would take them in a wrong order
+                raise UserError(f"{features.shape[1]} features a picture for {n_tokens} tokens")
             return embeds.masked_scatter(is_image.unsqueeze(-1), features.to(embeds.dtype))
         return embeds + self._unused() if self.training else embeds
 

@@ -316,6 +316,8 @@ def test_placeholders_that_do_not_fit_stop_before_the_forward_pass(tiny_llava_fo
     fewer = batch | {"pixel_values": batch["pixel_values"][:2]}
     with pytest.raises(UserError, match=r"2 images, its text has places for 3.*sample 2: 2"):
         model(**fewer)
+    with pytest.raises(UserError, match="15 features a picture for 16 tokens"):
+        model(batch["input_ids"], image_features=torch.zeros(3, 15, 64))
     with pytest.raises(UserError, match="0 images, its text has places for 3"):
         model.generate(make_batch(model.config, "left")["input_ids"])
 
