@@ -1,4 +1,4 @@
-"""Any LLaVA checkpoint layout -> the Hub layout that plain transformers and vLLM load.
+"""Any LLaVA checkpoint layout -> the Hub layout, which plain transformers loads.
 
 Reads transformers' 4.3x, 4.52 and 5 folders and the original repository's full, LoRA and stage-1
 folders (`layouts.py` tells them apart by what is in them), writes config.json, safetensors,
