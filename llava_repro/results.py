@@ -49,6 +49,8 @@ def manifest(
         "base_model": portable_path(base),
         "base_fingerprint": fingerprint(model_folder(base)),
         "projector_type": options.projector_type,
+        "vision_feature_layer": options.vision_feature_layer,
+        "image_aspect_ratio": options.image_aspect_ratio,
         "stage": options.stage,
         "train_type": options.train_type,
         "template": options.template,
@@ -115,13 +117,17 @@ def save_whole(
 ) -> None:
     """The model with its tokenizer and image processor in the Hub layout, in the dtype of training.
 
-    The tokenizer carries the template that was trained with, so that nobody has to name it again.
+    The tokenizer carries the template that was trained with, so that nobody has to name it again;
+    but not `plain`, which leaves the question out, if the language model brings a template of its
+    own.
     """
     from llava_repro.hub_layout import save_processor
 
     model, tokenizer = assembled.model, assembled.tokenizer
-    if content["template"] is not None:
-        tokenizer.chat_template = chat_template(TEMPLATES[content["template"]])
+    named = TEMPLATES[content["template"]] if content["template"] else None
+    if named is not None and not (named.images_only and tokenizer.chat_template):
+        tokenizer.chat_template = chat_template(named)
+    model.config.image_aspect_ratio = content["image_aspect_ratio"]  # inference pads as training
 
     def write(staging: Path) -> None:
         model.save_pretrained(staging, dtype)

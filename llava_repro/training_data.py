@@ -34,6 +34,9 @@ MAX_BAD_SHARE = 0.01  # of the samples checked before training
 # Chinese has no spaces: each of its characters counts as a word, all else is split at spaces.
 WORDS = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\s\u3400-\u9fff\uf900-\ufaff]+")
 
+# A row's picture or pictures as they stand in its line; quotes within its texts have a backslash.
+IMAGE_FIELD = re.compile(rb'"images?"\s*:\s*("(?:[^"\\]|\\.)+"|\[[^\]]+\]|\{[^}]+\})')
+
 Row = dict[str, Any]
 
 
@@ -98,7 +101,7 @@ def choose_rows(
 ) -> tuple[Rows, Rows]:
     """(rows that train, about `n_validation` held out), no picture in both.
 
-    Without --limit and validation no row is read; holding out by picture reads each of them once.
+    Without validation no row is read; holding out by picture looks at each of them once.
     Raises UserError when nothing is left to train on.
     """
     if not len(rows):
@@ -110,9 +113,10 @@ def choose_rows(
     if not n_validation:
         return Rows(rows, indices), Rows(rows, [])
     by_picture: dict[str, list[int]] = {}
-    for i in indices:
-        image = read_row(rows, i).get("image")
-        by_picture.setdefault(str(image) if image else f"text {i}", []).append(i)
+    chosen = set(indices) if limit else indices
+    for i, picture in enumerate(pictures_of(rows)):
+        if i in chosen:
+            by_picture.setdefault(picture or f"row {i}", []).append(i)
     names = sorted(by_picture)
     generator.shuffle(names)
     held: set[int] = set()
@@ -127,6 +131,27 @@ def choose_rows(
             "train on: give more rows or a smaller --validation_samples"
         )
     return Rows(rows, learned), Rows(rows, sorted(held))
+
+
+def pictures_of(rows: Sequence[Row]) -> Iterator[str | None]:
+    """The `image` of every row in order, as one text; None for text alone.
+
+    JSON lines are not parsed for it but searched, which is ten times as fast.
+    """
+    path = getattr(rows, "path", None)
+    if path is not None:
+        with Path(path).open("rb") as file:
+            lines = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+            if lines:
+                file.seek(0)
+                for line in file:
+                    if line.strip():
+                        found = IMAGE_FIELD.search(line)
+                        yield found[1].decode("utf-8", "replace") if found else None
+                return
+    for i in range(len(rows)):
+        image = read_row(rows, i).get("image")
+        yield str(image) if image else None
 
 
 def rows_hash(rows: Rows) -> str:

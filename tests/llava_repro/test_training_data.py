@@ -19,6 +19,7 @@ from llava_repro.training_data import (
     even_chunks,
     grouped_by_modality,
     modality_length,
+    pictures_of,
     refuse_bad_samples,
     show_labels,
 )
@@ -163,6 +164,20 @@ def test_held_out_pictures_never_train():
     pictures = {r["image"] for r in held if "image" in r}
     assert pictures
     assert not pictures & {r["image"] for r in learned if "image" in r}
+
+
+def test_pictures_of_json_lines_are_found_without_parsing(conversations):
+    """And are those that the rows have, whatever their texts say; broken lines have none."""
+    rows = open_conversations(conversations)
+    fast, slow = list(pictures_of(rows)), list(pictures_of(list(rows)))
+    assert [f is None for f in fast] == [s is None for s in slow]
+    assert fast[0] == '"0_0.png"'
+    assert fast[6] == '["6_0.png", "6_1.png"]'
+    tricky = {"conversations": [{"from": "gpt", "value": 'say "image": "b.png"'}], "image": "a.png"}
+    text = {"conversations": [{"from": "gpt", "value": '{"image": "b.png"}'}], "image": ""}
+    lines = [json.dumps(tricky), json.dumps(text), "", '{"images": ["c.png"', "{}"]
+    conversations.write_text("\n".join(lines))
+    assert list(pictures_of(open_conversations(conversations))) == ['"a.png"', None, None, None]
 
 
 def test_without_validation_no_row_is_read():
