@@ -100,7 +100,7 @@ def compare(
         "synthetic": {part: any(synthetic_part(run, part) for run in sides.values())
                       for part in ("data", "model")},
         "n_questions": len(pairs),
-        "n_pictures": len({pair.base["image"] for pair in pairs}),
+        "n_pictures": len({pair.base["image"] for pair in pairs} - {""}),
         "n_changed": sum(not same_words(pair) for pair in pairs),
         "trained_on_scored": [side for side, run in sides.items() if trained_on_scored(run)],
         "overall": change(scored, lambda row: row["score"], seed),

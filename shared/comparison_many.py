@@ -143,7 +143,7 @@ def compare_all(
                       for part in ("data", "model")},
         "n": len(has_scores),
         "n_questions": len(asked),
-        "n_pictures": len({question.records[0]["image"] for question in asked}),
+        "n_pictures": len({question.records[0]["image"] for question in asked} - {""}),
         "trained_on_scored": [trained_on_scored(run) for run in runs],
         "overall": [accuracy(run) for run in scored],
         "pairs": pairs_of(scored, seed),

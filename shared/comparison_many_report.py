@@ -159,8 +159,9 @@ def verdict(comparison: Comparison, words: Words) -> str:
         sentence += " " + words["clearly_above"].format(names=words["list_comma"].join(clear))
     if unclear:
         sentence += " " + words["not_told_apart"].format(names=words["list_comma"].join(unclear))
-    if comparison["n_pictures"] < FEW_CLUSTERS:
-        sentence += " " + words["few_pictures"].format(n=comparison["n_pictures"])
+    n_pictures = comparison["pairs"][0]["n_pictures"]  # a text-only question counts as its own
+    if n_pictures < FEW_CLUSTERS:
+        sentence += " " + words["few_pictures"].format(n=n_pictures)
     return sentence
 
 

@@ -37,6 +37,8 @@ from shared.report import (
 )
 from shared.runs import Run
 
+# of a benchmark's own figures: what metrics.json has beside each, and tables that the page shows
+BESIDE_A_FIGURE = {"n", "n_image", "low", "high", "intervals", "confusion", "per_type"}
 CHART_TYPES = 12  # question types in the chart; the table holds all
 Comparison = Mapping[str, Any]
 Words = Mapping[str, str]
@@ -255,14 +257,12 @@ def official_figures(named: NamedRows, words: Words) -> list[Block]:
     if not all(figures):
         return []
     numbers = [
-        {key: value for key, value in column.items() if key != "n" and _is_number(value)}
-        for column in figures
+        {key: value for key, value in column.items() if _is_number(value)} for column in figures
     ]
     rows = [
-        Row([key, *(_short(value) for value in values)])
+        Row([key.removesuffix(".value"), *(_short(value) for value in values)])
         for key, *values in side_by_side(numbers)
-        if not key.startswith(("headline.", "per_type.", "judge.", "data_problems."))
-        and ".intervals." not in f".{key}"
+        if not set(key.split(".")) & BESIDE_A_FIGURE
     ]
     return [
         Table(

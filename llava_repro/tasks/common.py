@@ -46,6 +46,7 @@ class Sample(Question):
     llava_id: int | str = ""  # `question_id` in LLaVA's answer files
     choices: tuple[str, ...] = ()
     correct: int | None = None  # which of the choices
+    more_images: tuple[Path, ...] = ()  # of a question about several pictures, after `image`
     groups: Mapping[str, str] = field(default_factory=dict, hash=False)  # table -> row
 
 

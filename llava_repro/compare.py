@@ -1,0 +1,247 @@
+"""Two or more runs side by side: what differs, how sure that is, and on which pictures.
+
+Base and tuned, stage 1 and 2, two checkpoints, ours and another tool's answers: pairs the questions
+of runs of evaluate.py, tests every difference (Holm's correction over the pairs), and writes a page
+that needs nothing but itself. Runs that are not comparable (other questions, prompt, decoding,
+protocol or dtype) are refused, or shown under a red banner with `--force`. `--verify` scores a
+run's records again and compares.
+
+    python llava_repro/compare.py RUN RUN                  # folders of evaluate.py
+    python llava_repro/compare.py RUN RUN RUN --names stage1 stage2 lora
+    python llava_repro/compare.py --toy                    # the newest two runs of one toy task
+    python llava_repro/compare.py --verify outputs/llava_repro/RUN
+
+Reads config.json, environment.json, predictions.jsonl, scored.jsonl, metrics.json of the runs and
+the pictures of the gallery. Writes report.html and comparison.json. `--verify` exits with 1 when
+something differs.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from llava_repro.evaluation_scoring import PUBLISHED_UNDER, scorer, verify_run
+from llava_repro.settings import RUNS
+from llava_repro.tasks import TASKS
+from shared.comparison import compare, locate, pair_up
+from shared.comparison_many import (
+    common_questions,
+    compare_all,
+    questions_of,
+    reasons_against_all,
+    short_names,
+)
+from shared.options import (
+    UserError,
+    guarded,
+    parse_options,
+    portable_path,
+    read_json,
+    write_json,
+)
+from shared.report import Report, write_report
+from shared.runs import Run, read_run
+
+MOST_DIFFERENCES = 20  # printed by --verify
+
+
+@dataclass
+class CompareOptions:
+    """What is compared, and the page"""
+
+    runs: list[str] | None = field(
+        default=None, metadata={"help": "two to six run folders of evaluate.py, the base first"}
+    )
+    names: list[str] | None = field(
+        default=None, metadata={"help": "what the page calls them (default: what tells them apart)"}
+    )
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "where the report goes (default: outputs/llava_repro/compare_NAMES)"},
+    )
+    language: Literal["en", "zh"] = field(
+        default="en", metadata={"help": "of the page and the summary"}
+    )
+    seed: int = field(default=0, metadata={"help": "of the gallery's sample and the resampling"})
+    force: bool = field(
+        default=False, metadata={"help": "compare what is not comparable, under a red banner"}
+    )
+    verify: str | None = field(
+        default=None, metadata={"help": "score this run's records again instead, and compare"}
+    )
+    toy: bool = field(
+        default=False,
+        metadata={"help": "without runs: the newest two of one task on the synthetic world"},
+    )
+
+
+def main(options: CompareOptions) -> None:
+    if options.verify:
+        print_verification(Path(options.verify))
+        return
+
+    # Read
+    runs = [read_run(folder) for folder in chosen_folders(options)]
+    names = options.names or short_names(runs)
+    if len(names) != len(runs):
+        raise UserError(f"--names: {len(names)} names for {len(runs)} runs")
+    reasons = reasons_against_all(runs, scorer(task_of(runs)))
+    if reasons and not options.force:
+        listed = "\n  ".join(reasons)
+        raise UserError(
+            f"these runs should not be compared:\n  {listed}\n"
+            "Run evaluate.py again with the same options for all, or give --force: the report then "
+            "compares the common questions under a red banner."
+        )
+
+    # Compare and report
+    folder = Path(options.output_dir or RUNS / f"compare_{'_'.join(names)}"[:200])
+    make = two_runs if len(runs) == 2 else several_runs
+    comparison, report, said = make(options, runs, names, reasons, folder)
+    write_json(folder / "comparison.json", comparison | {"not_comparable": reasons})
+    write_report(folder / "report.html", report)
+    print(said)
+
+
+def two_runs(
+    options: CompareOptions,
+    runs: Sequence[Run],
+    names: Sequence[str],
+    reasons: Sequence[str],
+    folder: Path,
+) -> tuple[dict[str, Any], Report, str]:
+    """Figures, page and summary of two runs."""
+    from llava_repro.compare_texts import texts_for
+    from shared.comparison_report import make_report, summary
+
+    base, tuned = runs
+    texts = texts_for(names)
+    comparison = compare(base, tuned, protocols=PUBLISHED_UNDER, seed=options.seed)
+    pairs = pair_up(base, tuned)
+    report = make_report(comparison, base, tuned, pairs, texts=texts,
+                         **page_settings(options, runs, reasons))  # fmt: skip
+    path = portable_path(folder / "report.html")
+    return comparison, report, summary(comparison, reasons, path, texts[options.language])
+
+
+def several_runs(
+    options: CompareOptions,
+    runs: Sequence[Run],
+    names: Sequence[str],
+    reasons: Sequence[str],
+    folder: Path,
+) -> tuple[dict[str, Any], Report, str]:
+    """The same of three runs and more."""
+    from llava_repro.compare_texts import TEXTS
+    from shared.comparison_many_report import make_report_of_all, summary_of_all
+
+    comparison = compare_all(runs, names=names, seed=options.seed)
+    asked = questions_of(common_questions(runs))
+    report = make_report_of_all(comparison, runs, asked, texts=TEXTS,
+                                **page_settings(options, runs, reasons))  # fmt: skip
+    path = portable_path(folder / "report.html")
+    return comparison, report, summary_of_all(comparison, reasons, path, TEXTS[options.language])
+
+
+def page_settings(
+    options: CompareOptions, runs: Sequence[Run], reasons: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "reasons": reasons,
+        "find_picture": lambda record: find_picture(record, runs),
+        "language": options.language,
+        "made_by": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+    }
+
+
+def chosen_folders(options: CompareOptions) -> list[Path]:
+    """The given folders, or with --toy the newest two of one task. Raises UserError for others."""
+    if not options.runs and options.toy:
+        return newest_toy_runs()
+    if not options.runs or len(options.runs) < 2:
+        finished = sorted(portable_path(p.parent) for p in RUNS.glob("*/scored.jsonl"))
+        there = "\n  ".join(finished) or (
+            "none yet: python llava_repro/evaluate.py --task pope --toy makes one"
+        )
+        raise UserError(
+            f"give two runs or more: compare.py RUN RUN. Finished ones here:\n  {there}"
+        )
+    return [Path(folder) for folder in options.runs]
+
+
+def newest_toy_runs() -> list[Path]:
+    """Older first. Raises UserError when no toy task has two finished runs."""
+    by_task: dict[str, list[tuple[float, Path]]] = {}
+    for file in RUNS.glob("*/metrics.json"):
+        metrics = read_json(file)
+        if (file.parent / "scored.jsonl").is_file() and any(
+            (metrics.get("synthetic") or {}).values()
+        ):
+            by_task.setdefault(metrics["task"], []).append((file.stat().st_mtime, file.parent))
+    pairs = [sorted(found)[-2:] for found in by_task.values() if len(found) > 1]
+    if not pairs:
+        raise UserError(
+            "no toy task has two finished runs; python llava_repro/evaluate.py --task pope --toy, "
+            "and again with --pictures shuffled, make them"
+        )
+    return [folder for _, folder in max(pairs, key=lambda pair: pair[-1][0])]
+
+
+def task_of(runs: Sequence[Run]) -> str:
+    """Raises UserError when the runs are of several tasks, or of another experiment."""
+    tasks = {run.name: run.config.get("task") for run in runs}
+    if len(set(tasks.values())) > 1:
+        listed = ", ".join(f"{name}: {task}" for name, task in tasks.items())
+        raise UserError(f"these are runs of different tasks ({listed})")
+    task = next(iter(tasks.values()))
+    if task not in TASKS:
+        raise UserError(f"{runs[0].folder}: not a run of llava_repro/evaluate.py")
+    return task
+
+
+def find_picture(record: Mapping[str, Any], runs: Sequence[Run]) -> Path:
+    """The picture file of a record, whether or not it is there; the first of several."""
+    name = record["image"].split(" + ")[0]
+    roots = [run.config.get("image_root") for run in runs]
+    tried = [locate(root) / name for root in roots if root] or [Path(name)]
+    return next((path for path in tried if path.is_file()), tried[0])
+
+
+def print_verification(folder: Path) -> None:
+    """Prints whether the stored scores are those of the records; exit status 1 when not."""
+    run = read_run(folder)
+    differing = verify_run(run)
+    if not differing:
+        print(f"{folder}: {len(run.records)} questions scored again, all as stored")
+        return
+    print(f"{folder}: {len(differing)} things are not as its records give:")
+    for line in differing[:MOST_DIFFERENCES]:
+        print(f"  {line}")
+    if len(differing) > MOST_DIFFERENCES:
+        print(f"  ... and {len(differing) - MOST_DIFFERENCES} more")
+    sys.exit(1)
+
+
+def runs_first(argv: Sequence[str]) -> list[str]:
+    """`RUN RUN --flag` is `--runs RUN RUN --flag`; a leading .yaml of options stays what it is."""
+    argv = list(argv)
+    given = bool(argv) and not argv[0].startswith("-")
+    return ["--runs", *argv] if given and Path(argv[0]).suffix not in (".yaml", ".yml") else argv
+
+
+if __name__ == "__main__":
+    guarded(
+        lambda: main(
+            parse_options(
+                CompareOptions,
+                description=__doc__.split("\n")[0],
+                argv=runs_first(sys.argv[1:]),
+            )
+        )
+    )

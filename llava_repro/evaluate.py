@@ -1,0 +1,150 @@
+"""A LLaVA on a standard benchmark: official files in, official figures and files out.
+
+Answers the sample's questions greedily with the prompts of the published evaluation, one JSON line
+each as they are made, then scores them by the benchmark's own rules (`llava_repro/tasks`). The same
+command goes on where it was stopped. `--answers` scores another tool's file instead.
+
+    python llava_repro/evaluate.py --task pope --toy
+    python llava_repro/evaluate.py --task file --toy --model outputs/llava_repro/RUN/model
+    python llava_repro/evaluate.py --task textvqa --model llava-hf/llava-1.5-7b-hf --prompt no_ocr
+    python llava_repro/evaluate.py --task file --data my_rows.jsonl --adapter RUN/adapter
+    python llava_repro/evaluate.py --task pope --answers theirs.jsonl
+
+Reads data/TASK in the official layout, or own rows. Writes to `outputs/llava_repro/RUN/`:
+config.json, environment.json, predictions.jsonl, scored.jsonl, metrics.json, the official results
+file, and the answers as LLaVA (answers.jsonl) and VLMEvalKit (vlmevalkit.tsv) keep them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llava_repro.evaluation_answers import take_answers
+from llava_repro.evaluation_scoring import blind_metrics, score, write_answer_files
+from llava_repro.evaluation_settings import (
+    EvaluateOptions,
+    data_folder,
+    prepare_toy,
+    task_of,
+    toy_defaults,
+)
+from llava_repro.evaluation_setup import (
+    SeveralPictures,
+    choose_decoding,
+    jobs_of,
+    load_questions,
+    picture_opener,
+    print_plan,
+    run_config,
+    run_folder,
+    template_of,
+)
+from llava_repro.evaluation_summary import print_summary
+from llava_repro.interchange import write_lines
+from llava_repro.judge import judge_undecided
+from llava_repro.tasks import Sample
+from shared.answering import answer_questions
+from shared.endpoint import Endpoint
+from shared.options import (
+    guarded,
+    manifest_value,
+    parse_options,
+    portable_path,
+    start_run,
+    write_json,
+)
+
+
+def main(options: EvaluateOptions) -> None:
+    # Data
+    sample, is_whole = load_questions(options)
+    samples: list[Sample] = sample.questions
+    folder = run_folder(options)
+    if options.dry_run:
+        print_plan(options, sample, folder)
+        return
+    template = None if options.answers else template_of(options)
+    if start_run(folder, run_config(options, sample, template)):
+        print(f"continuing {portable_path(folder)}")
+
+    # Answers
+    predictions = folder / "predictions.jsonl"
+    if options.answers:
+        records, odd = take_answers(options, samples, predictions)
+    else:
+        records, odd = ask(options, samples, predictions), None
+
+    # Score
+    task = options.task or ""
+    scored, metrics = score(task, records, samples, expected=len(samples))
+    metrics["blind"] = blind_metrics(options, samples)
+    if options.judge_endpoint:
+        endpoint = Endpoint(
+            options.judge_endpoint, options.judge_model or "", concurrency=options.judge_concurrency
+        )
+        by_id = {record["sample_id"]: record for record in records}
+        metrics["judge"] = judge_undecided(endpoint, by_id, samples, scored, folder / "judge.jsonl")
+    metrics["synthetic"] = synthetic(options)
+    metrics["data_problems"] = {"count": len(sample.problems), "first": sample.problems[:20]}
+    if odd is not None:
+        metrics["answers_file"] = odd
+
+    # Save
+    write_lines(folder / "scored.jsonl", scored)
+    write_json(folder / "metrics.json", metrics)
+    write_answer_files(options, folder, samples, records, is_whole)
+    print_summary(folder, records, metrics, seed=options.seed, has_adapter=bool(options.adapter))
+
+
+def ask(
+    options: EvaluateOptions, samples: Sequence[Sample], predictions: Path
+) -> list[dict[str, Any]]:
+    """The records of all samples, those that are not there yet asked of the model."""
+    from llava_repro.answering import LlavaAnswerer, load_llava
+
+    model, tokenizer, image_processor, template = load_llava(
+        options.model, options.quantization, options.device, options.dtype, options.adapter,
+        options.template, options.revision,
+    )  # fmt: skip
+    answerer = LlavaAnswerer(
+        model, tokenizer, image_processor, template, choose_decoding(options),
+        options.image_handling,
+    )  # fmt: skip
+    started = time.perf_counter()
+    latest = answer_questions(
+        SeveralPictures(answerer),
+        jobs_of(samples, tokenizer),
+        predictions,
+        batch_size=options.batch_size,
+        open_picture=picture_opener(samples, options),
+    )
+    print(f"answered in {time.perf_counter() - started:.0f} s")
+    return [latest[sample.sample_id] for sample in samples]
+
+
+def synthetic(options: EvaluateOptions) -> dict[str, Any]:
+    """Whether data and model are a toy's, by their manifests."""
+    folder = data_folder(options)
+    model = None if options.answers else options.model
+    return {
+        "data": bool(folder and manifest_value(folder, "synthetic")),
+        "model": bool(model and manifest_value(model, "synthetic")),
+    }
+
+
+if __name__ == "__main__":
+    task = task_of(sys.argv[1:])
+    guarded(
+        lambda: main(
+            parse_options(
+                EvaluateOptions,
+                description=__doc__.split("\n")[0],
+                toy_defaults=toy_defaults(task),
+                prepare_toy=lambda: prepare_toy(task),
+            )
+        )
+    )

@@ -1,0 +1,286 @@
+"""What evaluate.py settles before the model answers: questions, run folder, prompts, the plan.
+
+python llava_repro/evaluate.py --task scienceqa --toy --dry_run
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_repro.asking import Decoding, human_text
+from llava_repro.evaluation_settings import FIRST_SPLIT, JUDGE, EvaluateOptions
+from llava_repro.settings import RUNS
+from llava_repro.tasks import TASKS, Sample, load_task
+from shared.answering import Answer, Job, shuffle_pictures
+from shared.images import open_image
+from shared.loading import adapter_fingerprint, fingerprint, model_folder, pick_device, pick_dtype
+from shared.options import MissingError, UserError, manifest_value, portable_path, resolved_config
+from shared.vqav2 import Question, QuestionSet
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def load_questions(options: EvaluateOptions) -> tuple[QuestionSet, bool]:
+    """The sample to ask, and whether it is everything that the split or file holds."""
+    source = options.source
+    if source is None:
+        from llava_repro.interchange import vlmevalkit_samples
+
+        return QuestionSet(vlmevalkit_samples(Path(options.answers or ""), options.task)), True
+    prompt = options.prompt
+    if options.answers is not None and options.task == "textvqa":
+        prompt = "no_ocr"  # the words belong to the prompt, which is in the answers
+    found = load_task(options.task or "", source, options.split, prompt)
+    limit = 0 if options.answers is not None else options.limit
+    sample = found.sample(limit, options.seed)
+    return sample, len(sample.questions) == len(found.questions) and not found.problems
+
+
+def run_folder(options: EvaluateOptions) -> Path:
+    return Path(options.output_dir) if options.output_dir else RUNS / run_name(options)
+
+
+def run_name(options: EvaluateOptions) -> str:
+    """What ran, in the folder's name: task, split, sample, model, adapter, what is no default."""
+    task = TASKS[options.task or ""]
+    adapter = Path(options.adapter).resolve() if options.adapter else None
+    answers = Path(options.answers) if options.answers else None
+    is_first = options.split == FIRST_SPLIT.get(task.name, task.splits[0])
+    parts = [
+        task.name if options.data is None else Path(options.data).stem,
+        "" if is_first else options.split,
+        "" if options.prompt == next(iter(task.prompts)) else options.prompt,
+    ]
+    if answers is not None:
+        return "_".join(filter(None, [*parts, "answers", answers.stem]))
+    parts += [
+        str(options.limit or "all"),
+        f"seed{options.seed}" if options.limit else "",
+        named_model(options.model),
+        f"{adapter.parent.name}_{adapter.name}" if adapter else "",
+        "" if options.quantization == "none" else options.quantization,
+        options.template,
+        "" if options.image_handling == "model" else options.image_handling,
+        "" if options.pictures == "own" else "shuffled",
+    ]
+    return "_".join(filter(None, parts))
+
+
+def named_model(model: str) -> str:
+    """The model's name; of the folder `model/` in a training run, the run's name."""
+    path = Path(model)
+    return path.resolve().parent.name if path.name in ("model", "merged") else path.name
+
+
+def choose_decoding(options: EvaluateOptions) -> Decoding:
+    """Greedy, as LLaVA's evaluation. Raises UserError for a length that means nothing."""
+    return Decoding(max_new_tokens=options.max_new_tokens or 0)
+
+
+def run_config(
+    options: EvaluateOptions, sample: QuestionSet, template: str | None
+) -> dict[str, Any]:
+    """`config.json`: the options and what they came to. Raises where model or device is missing.
+
+    The judge's flags are left out: its verdicts stand beside the run's figures and may come later.
+    """
+    extra: dict[str, Any] = {
+        "script": "evaluate",
+        "data_hash": questions_hash(sample),
+        "image_root": image_root(sample.questions),
+    }
+    if options.answers is not None:
+        extra |= {
+            "model": None,
+            "asked": {"answers of": options.answers_format},
+            "answers_hash": file_hash(Path(options.answers)),
+        }
+    else:
+        decoding = asdict(choose_decoding(options))
+        dtype = pick_dtype(options.dtype, pick_device(options.device))
+        extra |= {
+            "asked": {"prompt": options.prompt, "template": template,
+                      "image_handling": options.image_handling, **decoding},
+            "compute_dtype": str(dtype).removeprefix("torch."),
+            "model_fingerprint": fingerprint(model_folder(options.model, options.revision)),
+            "adapter_fingerprint": adapter_fingerprint(options.adapter),
+        }  # fmt: skip
+    config = resolved_config(options, **extra)
+    return {key: value for key, value in config.items() if key not in JUDGE}
+
+
+def template_of(options: EvaluateOptions) -> str:
+    """Which prompt is written: a named template, or a hash of the tokenizer's chat template.
+
+    Two models of one family then count as asked alike, two templates never.
+    """
+    if options.template:
+        return options.template
+    if options.adapter and manifest_value(options.adapter, "template"):
+        return manifest_value(options.adapter, "template")
+    folder = model_folder(options.model, options.revision)
+    text = None
+    if (folder / "chat_template.jinja").is_file():
+        text = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    elif (folder / "tokenizer_config.json").is_file():
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        text = settings.get("chat_template")
+    if text is None:
+        return "the tokenizer's"
+    return f"the tokenizer's ({hashlib.sha256(str(text).encode()).hexdigest()[:8]})"
+
+
+def questions_hash(sample: QuestionSet) -> str:
+    """A short hash of the questions and references, without the prompt's form: an edited file is
+    another one."""
+    digest = hashlib.sha256()
+    for question in sample.questions:
+        known = [question.sample_id, question.image_name, question.question, question.references]
+        digest.update(json.dumps(known, ensure_ascii=False).encode())
+    return digest.hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def image_root(samples: Sequence[Sample]) -> str | None:
+    """The folder that the records' picture names start from; None without any picture."""
+    for sample in samples:
+        if sample.image is not None and not sample.more_images:
+            path, name = sample.image.as_posix(), sample.image_name
+            return portable_path(path.removesuffix(name).rstrip("/") or "/")
+    return None
+
+
+def jobs_of(samples: Sequence[Sample], tokenizer: Any = None) -> list[Job]:
+    """What is asked, `<image>` first for each picture, and what scoring needs in the record."""
+    return [
+        Job(sample, human_text(sample.prompt, n_pictures(sample), tokenizer), details(sample))
+        for sample in samples
+    ]
+
+
+def n_pictures(sample: Sample) -> int:
+    return 0 if sample.image is None else 1 + len(sample.more_images)
+
+
+def details(sample: Sample) -> dict[str, Any]:
+    """Of a record: choices and tables, so that it can be scored where the data is not."""
+    found: dict[str, Any] = {"choices": list(sample.choices)} if sample.choices else {}
+    if sample.groups:
+        found["groups"] = dict(sample.groups)
+    if sample.references and sample.target != max(sample.references, key=sample.references.count):
+        found["target"] = sample.target
+    return found
+
+
+class SeveralPictures:
+    """The model with questions about several pictures: what is opened for one is a list of them.
+
+    Each picture is encoded once a batch; a question gets the numbers of all its own.
+    """
+
+    def __init__(self, answerer: Any) -> None:
+        self.answerer = answerer
+        self.numbers: list[list[int]] = []
+
+    def prompt_problem(self, prompt: str) -> str | None:
+        return self.answerer.prompt_problem(prompt)
+
+    def encode_images(self, images: Sequence[Sequence[Image]]) -> Any:
+        self.numbers, flat = [], []
+        for pictures in images:
+            self.numbers.append(list(range(len(flat), len(flat) + len(pictures))))
+            flat += pictures
+        return self.answerer.encode_images(flat)
+
+    def answer(
+        self, features: Any, picture_index: Sequence[int | None], prompts: Sequence[str]
+    ) -> list[Answer]:
+        index = [None if i is None else self.numbers[i] for i in picture_index]
+        return self.answerer.answer(features, index, prompts)
+
+
+def picture_opener(
+    samples: Sequence[Sample], options: EvaluateOptions
+) -> Callable[[Question], list[Image]]:
+    """Opens what is shown with a question: its own pictures, or by --pictures another's."""
+    shown = {sample.sample_id: pictures_of(sample) for sample in samples}
+    if options.pictures == "shuffled":
+        shown |= shuffled(samples, options.seed)
+    return lambda question: [open_image(path) for path in shown[question.sample_id]]
+
+
+def pictures_of(sample: Sample) -> tuple[Path, ...]:
+    return () if sample.image is None else (sample.image, *sample.more_images)
+
+
+def shuffled(samples: Sequence[Sample], seed: int) -> dict[str, tuple[Path, ...]]:
+    """sample_id -> another question's pictures, as many as the question has of its own."""
+    by_number: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_number[n_pictures(sample)].append(sample)
+    dealt: dict[str, tuple[Path, ...]] = {}
+    for number, group in by_number.items():
+        if number:
+            own = {sample.image: pictures_of(sample) for sample in group}
+            dealt |= {key: own[q.image] for key, q in shuffle_pictures(group, seed).items()}
+    return dealt
+
+
+def print_plan(options: EvaluateOptions, sample: QuestionSet, folder: Path) -> None:
+    """--dry_run: the sample, one prompt, the memory; no weights are loaded."""
+    samples: list[Sample] = sample.questions
+    text_only = sum(question.image is None for question in samples)
+    print(f"run:      {portable_path(folder)}")
+    print(f"task:     {options.task}, split {options.split}, prompt {options.prompt}")
+    print(f"sample:   {len(samples)} questions, {text_only} of them without a picture, "
+          f"{len(sample.problems)} bad rows left out")  # fmt: skip
+    if options.answers:
+        print(f"answers:  {options.answers} ({options.answers_format}); no model is asked")
+        return
+    print(f"model:    {options.model}{' + ' + options.adapter if options.adapter else ''}")
+    print(f"decoding: greedy, at most {options.max_new_tokens} new tokens")
+    try:
+        plan = prompt_plan(options, samples[0])
+    except MissingError as error:
+        asked = human_text(samples[0].prompt, n_pictures(samples[0]))
+        plan = [f"asked:    {asked!r}", f"note:     {error}"]
+    print("\n".join(plan))
+
+
+def prompt_plan(options: EvaluateOptions, sample: Sample) -> list[str]:
+    """The first prompt as the model reads it, as far as the model's files are here."""
+    from transformers import LlavaConfig
+
+    from llava_repro.assembling import load_tokenizer, prepare_tokenizer
+    from llava_repro.model import n_image_tokens
+    from llava_repro.training_data import named_template
+    from shared.conversations import segments_of
+
+    text = human_text(sample.prompt, n_pictures(sample))
+    folder = model_folder(options.model, options.revision)
+    tokenizer = load_tokenizer(folder)
+    prepare_tokenizer(tokenizer)
+    named = options.template
+    if named is None and options.adapter:
+        named = manifest_value(options.adapter, "template")
+    pieces = segments_of(
+        [("human", text)], tokenizer, named_template(named), add_generation_prompt=True
+    )
+    tokens = n_image_tokens(LlavaConfig.from_pretrained(folder))
+    return [
+        f"template: {named or template_of(options)}; {tokens} tokens a picture",
+        f"prompt:   {''.join(piece for piece, _ in pieces)!r}",
+    ]

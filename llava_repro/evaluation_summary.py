@@ -1,0 +1,124 @@
+"""What evaluate.py prints at its end: seeded cases, the figures, the change against the base.
+
+python llava_repro/evaluate.py --task pope --toy
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shared.options import UserError, portable_path
+from shared.runs import compare_runs, find_zero_shot, read_run, summary_line
+
+N_CASES = 5
+MOST_ROWS = 6  # of a table on the terminal; metrics.json and compare.py's page have all
+POPE_FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
+
+
+def print_summary(
+    folder: Path,
+    records: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, Any],
+    *,
+    seed: int,
+    has_adapter: bool,
+) -> None:
+    print_cases(records, seed)
+    print_figures(metrics)
+    if has_adapter:
+        print(change_against_base(folder))
+    print(f"records and metrics: {portable_path(folder)}")
+
+
+def print_cases(records: Sequence[Mapping[str, Any]], seed: int) -> None:
+    for record in random.Random(seed).sample(records, min(N_CASES, len(records))):
+        said = repr(record["answer"]) if record["status"] == "ok" else f"error: {record['error']}"
+        references = ", ".join(dict.fromkeys(record["references"])) or "no reference"
+        shown = record["image"] or "(no picture)"
+        print(f"  {shown}  {record['question']}  ->  {said}   ({references})")
+
+
+def print_figures(metrics: Mapping[str, Any]) -> None:
+    if any(metrics["synthetic"].values()):
+        print("SYNTHETIC toy data or model: these figures say nothing about the real one")
+    print(f"{metrics['task']}, {metrics['metric']}: {percent(metrics['accuracy'])}")
+    for line in official_lines(metrics["official"]):
+        print(f"  {line}")
+    for table in ("per_answer_type", "per_question_type"):
+        if 1 < len(metrics[table]) <= MOST_ROWS:
+            for name, value in metrics[table].items():
+                print(f"  {name}: {percent(value)}")
+    blind = metrics["blind"]
+    if blind["value"] is not None:
+        print(
+            f"  blind (commonest answer per question type of {blind['learned_from']}, no picture): "
+            f"{percent(blind)}"
+        )
+    if metrics.get("judge"):
+        judge = metrics["judge"]
+        print(
+            f"  judge {judge['model']}: {judge['asked']} undecided answers read, "
+            f"{judge['decided']} decided, {judge['right']} right; accuracy with it "
+            f"{judge['accuracy_with_judge']:.2f} %"
+        )
+    print("  " + ", ".join(f"{value} {name}" for name, value in metrics["counts"].items()))
+
+
+def official_lines(official: Mapping[str, Any]) -> list[str]:
+    """The figures of the benchmark's own program that the headline is not."""
+    if "yes_ratio" in official:
+        named = official.get("splits") or {"all": official}
+        lines = [f"{name}: " + ", ".join(f"{key} {short(figures[key])}" for key in POPE_FIGURES)
+                 for name, figures in named.items()]  # fmt: skip
+        if "mean_f1" in official:
+            lines.append(f"mean F1 of the splits {short(official['mean_f1'])} (LLaVA's POPE)")
+        if official["unclear"]:
+            lines.append(f"{official['unclear']} answers hold no yes, no or not: read as yes")
+        return lines
+    keys = ("image_accuracy", "undecided", "binary", "open", "distribution", "prompts_with_ocr",
+            "protocols")  # fmt: skip
+    lines = []
+    for key in keys:
+        value = official.get(key)
+        if isinstance(value, Mapping):
+            lines += [f"{name}: {short(figure)} %" for name, figure in value.items()]
+        elif value is not None:
+            lines.append(f"{key.replace('_', ' ')}: {short(value)}")
+    return lines
+
+
+def short(value: float | None) -> str:
+    if value is None:
+        return "none"
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def percent(estimate: Mapping[str, Any]) -> str:
+    if estimate["value"] is None:
+        return f"none ({estimate['reason']})"
+    if estimate["low"] is None:
+        return f"{estimate['value']:.2f} % (n {estimate['n']})"
+    interval = f"[{estimate['low']:.2f}, {estimate['high']:.2f}]"
+    return f"{estimate['value']:.2f} % {interval} (n {estimate['n']})"
+
+
+def change_against_base(folder: Path) -> str:
+    """The paired difference to the same sample's run without the adapter, or why there is none."""
+    mend = "the same command without --adapter, in a folder of its own, makes one"
+    base, differences = find_zero_shot(folder)
+    if base is None:
+        return f"no run of the base on the same sample beside it: {mend}"
+    name = portable_path(base)
+    if differences:
+        return (
+            f"no run of the base to compare with: {name} asked the same sample, but with another "
+            f"{'; another '.join(differences)}; {mend}"
+        )
+    try:
+        change = compare_runs(read_run(base), read_run(folder))
+    except UserError as error:  # a damaged neighbour does not spoil this run
+        return f"no change to show, as the base's run can't be read ({error})"
+    return f"change against {name}: {summary_line(change)}"
