@@ -78,7 +78,7 @@ def toy_defaults(stage: str) -> dict[str, Any]:
         "projector": None if stage == "pretrain" else str(RUNS / "toy_pretrain"),
         "group_by_modality_length": stage == "finetune",
         "save_model": True,
-        "dataloader_num_workers": 0,
+        "dataloader_num_workers": 1,  # batches are made on the second core
         **TRAINING[stage],
     }
 
