@@ -38,7 +38,14 @@ from shared.answering import Answer
 from shared.chat_templates import special_tokens
 from shared.conversations import answer_end, check_tokenizer, pad_id, prompt_ids
 from shared.images import pad_to_square
-from shared.loading import check_adapter_folder, fingerprint, model_folder, pick_device, pick_dtype
+from shared.loading import (
+    check_adapter_folder,
+    fingerprint,
+    model_folder,
+    pick_device,
+    pick_dtype,
+    quiet_libraries,
+)
 from shared.options import MissingError, UserError
 
 if TYPE_CHECKING:
@@ -75,6 +82,7 @@ def load_llava(
     from llava_repro.settings import from_root
     from llava_repro.training_data import named_template
 
+    quiet_libraries()
     chosen_device = pick_device(device)
     placed = {"device": chosen_device, "dtype": pick_dtype(dtype, chosen_device)}
     manifest = check_adapter_folder(Path(adapter)) if adapter else {}
@@ -94,7 +102,11 @@ def load_llava(
                 f"base:       {' + '.join(map(str, pair.values()))}, which {adapter} was trained on"
             )
             base = model_folder(pair["language_model"] or "")
-            made_of = LlavaParts(**pair, projector_type=manifest["projector_type"])
+            made_of = LlavaParts(
+                **pair,
+                projector_type=manifest["projector_type"],
+                vision_feature_layer=manifest["vision_feature_layer"],
+            )
             assembled = assemble(
                 made_of,
                 named,
@@ -264,11 +276,13 @@ class LlavaAnswerer:
         features: Tensor,
         picture_index: Sequence[Pictures],
         conversations: Sequence[Sequence[Turn]],
+        decoding: Decoding | None = None,
+        **more: Any,
     ) -> list[Answer]:
-        """The same for conversations that end with a human turn."""
+        """The same for conversations that end with a human turn; `more` goes to `generate`."""
         rows = [self.prompt_ids(turns) for turns in conversations]
         own = features[[i for pictures in picture_index for i in listed(pictures)]]
-        output, log_probs = self.generate(rows, own, self.decoding)
+        output, log_probs = self.generate(rows, own, decoding or self.decoding, **more)
         answers = [self.tokens_of_answer(ids) for ids in output]
         if log_probs is None:  # a beam search
             words = [ids[:n_words] for ids, n_words in answers]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llava_repro.settings import TOY_LLAVA
 from shared.conversations import IMAGE_TAG, escape_tags
-from shared.options import ModelOptions, UserError
+from shared.options import ModelOptions, UserError, manifest_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,6 +103,12 @@ class DecodingOptions:
     def decoding(self) -> Decoding:
         """Raises UserError for values that mean nothing."""
         return Decoding(self.num_beams, self.temperature, self.top_p, self.max_new_tokens)
+
+
+def is_synthetic(options: AskingOptions) -> bool:
+    """Whether the model, or its adapter, is a toy by its manifest."""
+    folders = filter(None, (options.model, options.adapter))
+    return any(manifest_value(folder, "synthetic") for folder in folders)
 
 
 def human_text(text: str, n_images: int, tokenizer: PreTrainedTokenizerBase | None = None) -> str:

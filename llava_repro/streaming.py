@@ -9,13 +9,14 @@ Used by predict.py, chat.py and demo.py. Reads and writes nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from shared.answering import Answer
 from shared.options import UserError
 
 if TYPE_CHECKING:
@@ -28,36 +29,43 @@ def stream(
     features: Tensor,
     turns: Sequence[Turn],
     decoding: Decoding | None = None,
-    stop: threading.Event | None = None,
-) -> Iterator[str]:
+    stop: Callable[[], bool] | None = None,
+) -> Generator[str, None, Answer]:
     """Pieces of the answer to a conversation that ends with a human turn; joined, the answer.
+    Returns it as `LlavaAnswerer.answer_turns` does.
 
     `features` (P, N, D) of its pictures in the order of the `<image>`s. Ends at the next token
-    when `stop` is set or nobody reads on. A beam search gives its answer in one piece. Raises
+    when `stop()` is true or nobody reads on. A beam search gives its answer in one piece. Raises
     UserError when the conversation can't go on.
     """
     decoding = decoding or answerer.decoding
     problem = answerer.turns_problem(turns, decoding)
     if problem:
         raise UserError(problem)
-    row = answerer.prompt_ids(turns)
     if decoding.num_beams > 1:
-        (ids,), _ = answerer.generate([row], features, decoding)
-        yield answerer.text_of(answerer.tokens_of_answer(ids)[0])
-        return
+        (answer,) = answerer.answer_turns(features, [range(len(features))], [turns], decoding)
+        yield answer.answer
+        return answer
     unread = threading.Event()
-    told = [unread] if stop is None else [unread, stop]
+    told = [unread.is_set] if stop is None else [unread.is_set, stop]
     streamer = TextIteratorStreamer(answerer.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    failures: list[Exception] = []
+    results: list[Answer | Exception] = []
 
     def work() -> None:
         criteria = StoppingCriteriaList([Told(told)])
         try:
-            answerer.generate(
-                [row], features, decoding, streamer=streamer, stopping_criteria=criteria
+            results.extend(
+                answerer.answer_turns(
+                    features,
+                    [range(len(features))],
+                    [turns],
+                    decoding,
+                    streamer=streamer,
+                    stopping_criteria=criteria,
+                )
             )
         except Exception as error:
-            failures.append(error)
+            results.append(error)
             streamer.end()  # the reader waits for it
 
     thread = threading.Thread(target=work)
@@ -67,8 +75,10 @@ def stream(
     finally:
         unread.set()
         thread.join()
-    if failures:
-        raise failures[0]
+    (result,) = results
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def until(pieces: Iterable[str], end_text: str | None) -> Iterator[str]:
@@ -102,12 +112,12 @@ def held_back(text: str, end_text: str | None) -> str:
 
 
 class Told(StoppingCriteria):
-    """Stops generation when one of the events is set."""
+    """Stops generation when one of the functions says so."""
 
-    def __init__(self, events: Sequence[threading.Event]) -> None:
-        self.events = events
+    def __init__(self, told: Sequence[Callable[[], bool]]) -> None:
+        self.told = told
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         return torch.full(
-            (len(input_ids),), any(event.is_set() for event in self.events), device=input_ids.device
+            (len(input_ids),), any(stop() for stop in self.told), device=input_ids.device
         )

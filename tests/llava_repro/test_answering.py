@@ -283,14 +283,25 @@ def test_each_way_to_handle_a_picture_that_is_no_square(answerer: LlavaAnswerer)
 # Streaming
 
 
+def read(pieces: Any) -> tuple[list[str], Any]:
+    """What a stream gives and what it returns."""
+    shown = []
+    while True:
+        try:
+            shown.append(next(pieces))
+        except StopIteration as end:
+            return shown, end.value
+
+
 def test_a_stream_joined_is_the_answer(answerer: LlavaAnswerer, pictures: list) -> None:
     features, shown, prompts = mixed(answerer, pictures)
     for said, picture, prompt in zip(
         answerer.answer(features, shown, prompts), shown, prompts, strict=True
     ):
         own = [] if picture is None else [picture] if isinstance(picture, int) else picture
-        pieces = list(stream(answerer, features[own], [("human", prompt)]))
-        assert "".join(pieces) == said.answer
+        pieces, answer = read(stream(answerer, features[own], [("human", prompt)]))
+        assert "".join(pieces) == answer.answer == said.answer
+        assert answer.confidence == pytest.approx(said.confidence, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -340,3 +351,104 @@ def test_padding_is_on_the_left() -> None:
     ids, mask = left_pad([[5, 6, 7], [8]], 0)
     assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+# Adapters
+
+
+def trained_adapter(folder: Path, data: Path, *parts: str) -> Path:
+    """Four steps of LoRA by train.py."""
+    from llava_repro.train import main, parse
+
+    main(*parse([
+        *parts, "--stage", "finetune", "--train_type", "lora", "--lora_rank", "4",
+        "--data", str(data), "--image_root", str(data.parent / "images"),
+        "--output_dir", str(folder), "--device", "cpu", "--max_steps", "4",
+        "--per_device_train_batch_size", "4", "--learning_rate", "3e-2", "--warmup_steps", "0",
+        "--validation_samples", "0", "--dataloader_num_workers", "0", "--disable_tqdm", "true",
+        "--image_aspect_ratio", "pad", "--template", "mpt",
+    ]))  # fmt: skip
+    return folder / "adapter"
+
+
+@pytest.fixture
+def adapter_on_parts(
+    tiny_parts: Callable[..., tuple[Path, Path]], shared_conversations: Path, tmp_path: Path
+) -> Path:
+    from llava_repro.assembling import LlavaParts, assemble
+    from llava_repro.results import save_projector
+
+    tower, text = map(str, tiny_parts("clip", "qwen2"))
+    made_of = LlavaParts(vision_tower=tower, language_model=text, vision_feature_layer=-1)
+    torch.manual_seed(0)
+    assembled = assemble(
+        made_of, None, device=torch.device("cpu"), dtype=torch.float32,
+        language_model_dtype=torch.float32, quantization="none",
+    )  # fmt: skip
+    save_projector(tmp_path / "stage1" / "projector", assembled.model, {})
+    return trained_adapter(
+        tmp_path / "run", shared_conversations, "--vision_tower", tower, "--language_model", text,
+        "--projector", str(tmp_path / "stage1"), "--vision_feature_layer", "-1",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_adapter_brings_its_parts_its_template_and_its_way_with_pictures(
+    adapter_on_parts: Path, pictures: list, capsys: pytest.CaptureFixture
+) -> None:
+    capsys.readouterr()
+    loaded = load_llava("nobody/nothing", device="cpu", adapter=str(adapter_on_parts))
+    told = capsys.readouterr()
+    assert told.out == ""  # a script's answers go there
+    assert "which" in told.err
+    model, _, _, template = loaded
+    assert template is TEMPLATES["mpt"]
+    assert model.config.vision_feature_layer == -1
+    answerer = LlavaAnswerer(*loaded, SHORT)
+    assert answerer.prepare(pictures[0], "model").size == (50, 50)  # padded, as in training
+    assert (
+        "<|im_end|>"
+        not in answerer.answer(
+            answerer.encode_images(pictures[:1]), [0], [human_text("what color?", 1)]
+        )[0].answer
+    )
+    other = "chatml_direct"
+    named = load_llava(
+        "nobody/nothing", device="cpu", adapter=str(adapter_on_parts), template=other
+    )
+    assert named[3] is TEMPLATES[other]
+
+
+@pytest.mark.slow
+def test_an_adapter_on_a_whole_llava_changes_its_answers(
+    tiny_llava_folder: Callable[..., Path], shared_conversations: Path, tmp_path: Path,
+    pictures: list,
+) -> None:  # fmt: skip
+    folder = tiny_llava_folder("clip", "qwen2")
+    adapter = trained_adapter(tmp_path / "run", shared_conversations, "--model", str(folder))
+    prompts = [human_text(f"what color is shape {i}?", 1) for i in range(3)]
+    said = []
+    for model, given in ((str(folder), None), (str(folder), adapter), ("nobody/nothing", adapter)):
+        loaded = load_llava(model, device="cpu", adapter=str(given) if given else None,
+                            template="mpt")  # fmt: skip
+        answerer = LlavaAnswerer(*loaded, SHORT)
+        features = answerer.encode_images(pictures, "model" if given else "pad")
+        said.append([answer.raw_output for answer in answerer.answer(features, [0, 1, 2], prompts)])
+    assert said[0] != said[1] == said[2]
+
+
+def test_what_is_no_llava_folder_says_what_to_do(
+    tiny_llava_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    import shutil
+
+    with pytest.raises(UserError, match=r"shared\.download nobody/nothing"):
+        load_llava("nobody/nothing")
+    folder = tmp_path / "bare"
+    shutil.copytree(tiny_llava_folder("clip", "llama"), folder)
+    for file in folder.glob("*processor*"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"convert\.py makes a whole folder"):
+        load_llava(str(folder), device="cpu")
+    with pytest.raises(UserError, match="--template vicuna: not one of"):
+        load_llava(str(folder), device="cpu", template="vicuna")

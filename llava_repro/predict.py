@@ -1,0 +1,253 @@
+"""Answers of a LLaVA about one picture, several together, or each picture of a folder.
+
+One question is answered as it is made, word by word; a folder in batches, one JSON line a picture.
+
+    python llava_repro/predict.py --toy                               # the toy's first pictures
+    python llava_repro/predict.py --image photo.jpg --question "What is on the table?"
+    python llava_repro/predict.py --image before.jpg after.jpg --question "What has changed?"
+    python llava_repro/predict.py --images folder/ --question "Describe it." --output answers.jsonl
+
+Without a picture the question is asked as text alone. `--output` gets one JSON line an answer:
+`image_path, question, answer, confidence, finish_reason, n_tokens`, and `synthetic` where the model
+is a toy. A picture that cannot be read is a line with `error`, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_repro.asking import (
+    TOY_DEFAULTS,
+    AskingOptions,
+    DecodingOptions,
+    human_text,
+    is_synthetic,
+)
+from llava_repro.settings import TOY_DATA, prepare_toy
+from shared.answering import Answer, RecordWriter, is_out_of_memory, round_or_none
+from shared.images import ImageError, list_images, open_image
+from shared.options import ToyOptions, UserError, guarded, parse_options
+
+if TYPE_CHECKING:
+    from llava_repro.answering import LlavaAnswerer
+
+DESCRIBE = "Describe the picture."
+
+
+@dataclass
+class PredictOptions(AskingOptions, DecodingOptions, ToyOptions):
+    """What to look at"""
+
+    image: list[str] = field(
+        default_factory=list, metadata={"help": "a picture, or several for one question"}
+    )
+    images: str | None = field(
+        default=None, metadata={"help": "folder: each picture is asked about (if no --image)"}
+    )
+    question: str | None = field(
+        default=None, metadata={"help": f"default: {DESCRIBE} Without a picture: text alone"}
+    )
+    limit: int = field(default=0, metadata={"help": "pictures of --images, 0 = all"})
+    batch_size: int = field(default=8, metadata={"help": "pictures in one forward pass"})
+    output: str | None = field(default=None, metadata={"help": "JSON lines, one an answer"})
+
+    def __post_init__(self) -> None:
+        for name, bound in (("limit", 0), ("batch_size", 1)):
+            if getattr(self, name) < bound:
+                raise UserError(f"--{name} {getattr(self, name)}: at least {bound}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question and the pictures that it is about."""
+
+    pictures: tuple[str, ...]
+    question: str
+
+    def line(self, answer: Answer | None = None, error: str | None = None) -> dict[str, Any]:
+        one = self.pictures[0] if len(self.pictures) == 1 else None
+        line: dict[str, Any] = {
+            "image_path": one or list(self.pictures) or None,
+            "question": self.question,
+            "answer": answer.answer if answer else None,
+            "confidence": round_or_none(answer.confidence) if answer else None,
+            "finish_reason": answer.finish_reason if answer else None,
+            "n_tokens": answer.n_tokens if answer else None,
+        }
+        return line | ({"error": error} if error else {})
+
+
+def main(options: PredictOptions) -> None:
+    rows = rows_to_ask(options)
+    decoding = options.decoding()
+    if options.dry_run:
+        from llava_repro.inference_plan import inference_plan
+
+        first = rows[0]
+        print(f"rows:     {len(rows)}, first: {', '.join(first.pictures) or 'text alone'}")
+        batch = min(options.batch_size, len(rows))
+        n_images = len(first.pictures)
+        plan = inference_plan(options, decoding, first.question, n_images=n_images, batch=batch)
+        print("\n".join(plan))
+        return
+
+    # Model
+    from transformers import set_seed
+
+    from llava_repro.answering import LlavaAnswerer, load_llava
+
+    with new_file(options.output) as output:
+        loaded = load_llava(
+            options.model,
+            options.quantization,
+            options.device,
+            options.dtype,
+            options.adapter,
+            options.template,
+            options.revision,
+        )
+        answerer = LlavaAnswerer(*loaded, decoding, options.image_handling)
+        set_seed(options.seed)
+
+        # Answer
+        synthetic = is_synthetic(options)
+        found = stream_one(answerer, rows[0]) if len(rows) == 1 else in_batches(
+            answerer, rows, options.batch_size
+        )  # fmt: skip
+        errors, n = [], 0
+        try:
+            for line in found:
+                n += 1
+                if synthetic:  # nobody shall take these words for a real model's
+                    line["synthetic"] = True
+                errors += [line["error"]] if "error" in line else []
+                if len(rows) > 1:
+                    print(json.dumps(line, ensure_ascii=False), flush=True)
+                if output is not None:  # as it is made: a stopped run keeps what it said
+                    output.write([line])
+        except KeyboardInterrupt:
+            kept = f", and {options.output} keeps them" if options.output else ""
+            print(f"stopped after {n} of {len(rows)} answers{kept}", file=sys.stderr)
+            sys.exit(130)
+    if len(errors) == len(rows):
+        raise UserError(f"nothing could be answered; the first: {errors[0]}")
+    if synthetic and len(rows) == 1:
+        print("(SYNTHETIC: a toy model, which knows coloured shapes alone)", file=sys.stderr)
+
+
+def rows_to_ask(options: PredictOptions) -> list[Row]:
+    """The questions of --image, --images or --question alone. Raises UserError."""
+    question = options.question
+    if question is not None and not question.strip():
+        raise UserError("--question is empty")
+    if options.image:
+        for name in options.image:
+            if Path(name).is_dir():
+                raise UserError(f"{name}: a folder; give it as --images")
+        return [Row(tuple(options.image), question or DESCRIBE)]
+    if options.images:
+        if Path(options.images).is_file():
+            raise UserError(f"{options.images}: a file; give a picture as --image")
+        files = list_images(Path(options.images))
+        return [Row((str(f),), question or DESCRIBE) for f in files[: options.limit or None]]
+    if question is None:
+        raise UserError("what to look at? Give --image FILE, --images FOLDER, or --toy")
+    return [Row((), question)]
+
+
+def new_file(name: str | None) -> AbstractContextManager[RecordWriter | None]:
+    """The writer of --output, in the place of an earlier file of that name; None without one."""
+    if name is None:
+        return nullcontext()
+    path = Path(name)
+    if path.exists() and (not path.is_file() or path.suffix != ".jsonl"):
+        raise UserError(f"{path} exists and is no .jsonl file: give another --output")
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return RecordWriter(path)
+
+
+def stream_one(answerer: LlavaAnswerer, row: Row) -> Iterator[dict[str, Any]]:
+    """One answer, printed as it is made; then its line."""
+    from llava_repro.streaming import stream
+
+    try:
+        features = answerer.encode_images([open_image(name) for name in row.pictures])
+        text = human_text(row.question, len(row.pictures), answerer.tokenizer)
+        pieces = stream(answerer, features, [("human", text)])
+        try:
+            while True:
+                print(next(pieces), end="", flush=True)
+        except StopIteration as end:
+            print("" if end.value.answer else "(empty answer)")
+            yield row.line(end.value)
+    except UserError as error:
+        yield row.line(error=str(error))
+
+
+def in_batches(
+    answerer: LlavaAnswerer, rows: Sequence[Row], batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """A line a row, in order; rows that cannot be asked are lines with their error."""
+    for start in range(0, len(rows), batch_size):
+        lines: list[dict[str, Any]] = []
+        pictures, index, prompts, asked = [], [], [], []
+        for row in rows[start : start + batch_size]:
+            text = human_text(row.question, len(row.pictures), answerer.tokenizer)
+            problem = answerer.prompt_problem(text)
+            own = []
+            try:
+                own = [open_image(name) for name in row.pictures]
+            except ImageError as error:
+                problem = str(error)
+            lines.append(row.line(error=problem))
+            if not problem:
+                asked.append(len(lines) - 1)
+                index.append(range(len(pictures), len(pictures) + len(own)))
+                prompts.append(text)
+                pictures += own
+        for i, answer in zip(asked, answer_all(answerer, pictures, index, prompts), strict=True):
+            lines[i] = rows[start + i].line(answer)
+        yield from lines
+
+
+def answer_all(
+    answerer: LlavaAnswerer, pictures: list[Any], index: list[range], prompts: list[str]
+) -> list[Answer]:
+    if not prompts:
+        return []
+    try:
+        return answerer.answer(answerer.encode_images(pictures), index, prompts)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"the GPU's memory is full with {len(prompts)} pictures at once: give a smaller "
+            "--batch_size, or --quantization nf4"
+        ) from error
+
+
+if __name__ == "__main__":
+    guarded(
+        lambda: main(
+            parse_options(
+                PredictOptions,
+                description=__doc__.split("\n")[0],
+                toy_defaults={
+                    **TOY_DEFAULTS,
+                    "images": str(TOY_DATA / "images"),
+                    "question": "What color is the shape?",
+                    "limit": 8,
+                },
+                prepare_toy=prepare_toy,
+            )
+        )
+    )

@@ -1,0 +1,211 @@
+"""predict.py: one picture streamed, several together, a folder in batches, bad pictures named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_repro import answering
+from llava_repro.asking import Decoding, human_text
+from llava_repro.predict import DESCRIBE, PredictOptions, main
+from shared.options import REPO_ROOT, UserError, parse_options, write_json
+
+PREDICT = REPO_ROOT / "llava_repro" / "predict.py"
+FIELDS = {"image_path", "question", "answer", "confidence", "finish_reason", "n_tokens"}
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_llava_folder: Callable[..., Path]) -> tuple:
+    return answering.load_llava(str(tiny_llava_folder("clip", "qwen2")), device="cpu")
+
+
+@pytest.fixture
+def predict(
+    loaded: tuple, tiny_llava_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> Callable[..., str]:  # fmt: skip
+    """Runs the script's main with flags; returns what it printed."""
+    monkeypatch.setattr(answering, "load_llava", lambda *_: loaded)
+
+    def run(*argv: str) -> str:
+        flags = ["--model", str(tiny_llava_folder("clip", "qwen2")), "--max_new_tokens", "12"]
+        capsys.readouterr()
+        main(parse_options(PredictOptions, description="", argv=[*flags, *argv]))
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path, pictures: list) -> Path:
+    """Two pictures, one file that only has a picture's name, and a note."""
+    found = tmp_path / "pictures"
+    found.mkdir()
+    pictures[0].save(found / "a.png")
+    pictures[1].save(found / "c.png")
+    (found / "b.jpg").write_bytes(b"<html>not found</html>")
+    (found / "note.txt").write_text("")
+    return found
+
+
+def written(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def answer_to(loaded: tuple, pictures: list, question: str) -> Any:
+    answerer = answering.LlavaAnswerer(*loaded, Decoding(max_new_tokens=12))
+    features = answerer.encode_images(pictures)
+    (said,) = answerer.answer(
+        features, [range(len(pictures))], [human_text(question, len(pictures))]
+    )
+    return said
+
+
+def test_one_answer_is_printed_and_written(
+    predict: Callable[..., str], loaded: tuple, pictures: list, folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "new" / "lines.jsonl"
+    picture = str(folder / "a.png")
+    for _ in range(2):  # the second start replaces the file
+        shown = predict("--image", picture, "--question", "What color?", "--output", str(output))
+    (line,) = written(output)
+    said = answer_to(loaded, pictures[:1], "What color?")
+    assert set(line) == FIELDS
+    assert shown.strip("\n") == line["answer"] == said.answer
+    assert (line["image_path"], line["question"]) == (picture, "What color?")
+    assert line["confidence"] == pytest.approx(said.confidence, rel=1e-4)
+
+
+def test_beams_give_the_answer_of_a_beam_search(
+    predict: Callable[..., str], loaded: tuple, pictures: list, folder: Path
+) -> None:
+    shown = predict("--image", str(folder / "a.png"), "--num_beams", "3")
+    answerer = answering.LlavaAnswerer(*loaded, Decoding(num_beams=3, max_new_tokens=12))
+    features = answerer.encode_images(pictures[:1])
+    (said,) = answerer.answer(features, [0], [human_text(DESCRIBE, 1)])
+    assert shown.strip("\n") == said.answer
+
+
+def test_several_pictures_for_one_question_and_none(
+    predict: Callable[..., str], loaded: tuple, pictures: list, folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "lines.jsonl"
+    two = [str(folder / "a.png"), str(folder / "c.png")]
+    shown = predict("--image", *two, "--question", "Same?", "--output", str(output))
+    assert shown.strip("\n") == answer_to(loaded, pictures[:2], "Same?").answer
+    assert written(output)[0]["image_path"] == two
+    assert shown != predict("--image", *two[::-1], "--question", "Same?")
+    shown = predict("--question", "What is two and two?", "--output", str(output))
+    assert shown.strip("\n") == answer_to(loaded, [], "What is two and two?").answer
+    assert written(output)[0]["image_path"] is None
+
+
+@pytest.mark.parametrize("batch_size", ["1", "2", "8"])
+def test_a_folder_with_a_broken_picture(
+    predict: Callable[..., str], loaded: tuple, pictures: list, folder: Path, batch_size: str
+) -> None:
+    """The broken one is a line with its error, in its place; the others are answered."""
+    shown = predict("--images", str(folder), "--question", "What?", "--batch_size", batch_size)
+    lines = [json.loads(line) for line in shown.splitlines()]
+    assert [Path(line["image_path"]).name for line in lines] == ["a.png", "b.jpg", "c.png"]
+    assert ["error" in line for line in lines] == [False, True, False]
+    assert "b.jpg: not a picture" in lines[1]["error"]
+    assert lines[1]["answer"] is None
+    for line, picture in ((lines[0], pictures[0]), (lines[2], pictures[1])):
+        assert line["answer"] == answer_to(loaded, [picture], "What?").answer
+
+
+def test_a_question_that_is_too_long_is_a_line_of_its_own(
+    predict: Callable[..., str], folder: Path
+) -> None:
+    with pytest.raises(UserError, match="room for 500"):
+        predict("--image", str(folder / "a.png"), "--question", "long " * 200)
+
+
+def test_a_toy_s_answers_are_marked(
+    predict: Callable[..., str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write_json(tmp_path / "toy" / "manifest.json", {"synthetic": True})
+    toy = ["--model", str(tmp_path / "toy")]  # what is loaded is the fixture's
+    shown = predict("--images", str(folder), *toy)
+    assert [json.loads(line)["synthetic"] for line in shown.splitlines()] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--image", "FOLDER"], "a folder; give it as --images"),
+        (["--images", "FOLDER/a.png"], "a file; give a picture as --image"),
+        ([], "what to look at"),
+        (["--image", "FOLDER/a.png", "--question", " "], "--question is empty"),
+        (["--image", "FOLDER/b.jpg"], "nothing could be answered; the first: .*not a picture"),
+        (["--image", "FOLDER/a.png", "--output", "FOLDER/note.txt"], "is no .jsonl file"),
+        (["--image", "FOLDER/a.png", "--batch_size", "0"], "--batch_size 0"),
+        (["--image", "FOLDER/a.png", "--top_p", "2"], "--top_p 2.0"),
+    ],
+)
+def test_bad_input_says_what_to_do(
+    predict: Callable[..., str], folder: Path, argv: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        predict(*(word.replace("FOLDER", str(folder)) for word in argv))
+
+
+def test_the_dry_run_needs_no_weights(
+    tiny_llava_folder: Callable[..., Path], folder: Path, tmp_path: Path
+) -> None:
+    """Of a folder without weights it says so; published models are planned without a file."""
+    done = subprocess.run(
+        [sys.executable, str(PREDICT), "--image", str(folder / "a.png"), "--question", "Why?",
+         "--dry_run", "--quantization", "nf4", "--model",
+         str(tiny_llava_folder("clip", "qwen2"))],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "-> 16 image tokens each" in done.stdout
+    assert "<image> x 16\\nWhy?<|im_end|>" in done.stdout
+    assert "quantization nf4" in done.stdout
+    assert "memory:   about" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_quantised_weights_answer(
+    tiny_llava_folder: Callable[..., Path], folder: Path, capsys: pytest.CaptureFixture,
+    quantization: str,
+) -> None:  # fmt: skip
+    flags = ["--model", str(tiny_llava_folder("clip", "qwen2")), "--device", "cpu",
+             "--max_new_tokens", "6", "--quantization", quantization,
+             "--image", str(folder / "a.png")]  # fmt: skip
+    main(parse_options(PredictOptions, description="", argv=flags))
+    assert capsys.readouterr().out.strip()
+
+
+def test_a_model_that_is_not_here_names_two_commands(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(PREDICT), "--model", "nobody/nothing", "--image",
+         str(folder / "a.png")], capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "python -m shared.download nobody/nothing" in done.stderr
+    assert "--toy" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_copied_folder_without_weights_is_refused(
+    tiny_llava_folder: Callable[..., Path], folder: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "model"
+    shutil.copytree(
+        tiny_llava_folder("clip", "qwen2"), copied, ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    flags = ["--model", str(copied), "--image", str(folder / "a.png")]
+    with pytest.raises(UserError, match=str(copied)):
+        main(parse_options(PredictOptions, description="", argv=flags))
