@@ -256,7 +256,7 @@ def print_memory(
         sharded = (memory.weights + memory.trainable) / PUBLISHED_GPUS
         each = sharded + memory.activations + memory.overhead
         print(
-            f"            sharded over {PUBLISHED_GPUS} GPUs (configs/fsdp2.yaml): about "
+            f"            weights and training state divided by {PUBLISHED_GPUS} GPUs: about "
             f"{each:.1f} GiB each"
         )
 

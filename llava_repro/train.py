@@ -83,6 +83,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     if not len(held_out):
         training.eval_strategy = "no"
     check_training_flags(training)
+    refuse_partitioned_weights(training)
     if options.projector:
         find_projector(options.projector)
     if training.ddp_find_unused_parameters is None:  # a batch of text alone uses the projector too
@@ -172,6 +173,16 @@ def set_accumulation(options: TrainOptions, training: TrainingArguments) -> None
             f"({training.per_device_train_batch_size} samples x {training.world_size} devices)"
         )
     training.gradient_accumulation_steps = options.global_batch_size // together
+
+
+def refuse_partitioned_weights(training: TrainingArguments) -> None:
+    """ZeRO-3 leaves each process a part of each weight; saved as they are they would be empty."""
+    plugin = getattr(training, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        raise UserError(
+            "DeepSpeed ZeRO-3: its partitioned weights are not gathered for checkpoints and "
+            "results yet; use llava_repro/configs/deepspeed_zero2.yaml or ddp.yaml"
+        )
 
 
 def own_rates(options: TrainOptions) -> dict[str, float]:

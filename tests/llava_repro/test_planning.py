@@ -228,7 +228,7 @@ def test_a_7b_trained_whole_does_not_fit_and_says_over_how_many_it_would(capsys,
     main(*parse([str(CONFIGS / "v1_5_finetune.yaml"), "--dry_run"]))
     said = capsys.readouterr().out
     assert "24 GB: does not fit" in said
-    assert "sharded over 8 GPUs (configs/fsdp2.yaml)" in said
+    assert "weights and training state divided by 8 GPUs: about " in said
 
 
 def test_memory_by_hand():
@@ -289,3 +289,16 @@ def test_train_types_are_declared_for_each_stage():
     from llava_repro.trainable import TRAINED
 
     assert {t for types in TRAIN_TYPES.values() for t in types} == set(TRAINED)
+
+
+def test_launch_files_say_what_was_not_run_here():
+    """And are whole: accelerate reads each."""
+    launches = [p for p in CONFIGS.glob("*.yaml") if p.stem not in PRESETS]
+    assert {p.stem for p in launches} == {"ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3"}
+    for path in launches:
+        assert "not run" in path.read_text().lower(), path
+        assert "distributed_type" in yaml.safe_load(path.read_text())
+    for name in ("deepspeed_zero2", "deepspeed_zero3"):
+        named = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["deepspeed_config"]
+        settings = read_json(REPO_ROOT / named["deepspeed_config_file"])
+        assert settings["zero_optimization"]["stage"] == int(name[-1])

@@ -16,7 +16,7 @@ from torch import Tensor
 from llava_repro import assembling, trainable
 from llava_repro.model import Llava
 from llava_repro.results import load_lora, read_projector
-from llava_repro.train import main, parse
+from llava_repro.train import main, parse, refuse_partitioned_weights
 from shared.options import UserError
 from shared.training import read_curve
 
@@ -471,6 +471,16 @@ def test_options_that_cannot_be_are_refused(
 ):
     argv = flags(parts, shared_conversations, tmp_path / "run", *more)
     assert message in refused(argv, monkeypatch)
+
+
+def test_partitioned_weights_are_refused():
+    """They would be saved empty."""
+    from types import SimpleNamespace
+
+    refuse_partitioned_weights(SimpleNamespace(deepspeed_plugin=None))
+    refuse_partitioned_weights(SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2)))
+    with pytest.raises(UserError, match="ZeRO-3: its partitioned weights"):
+        refuse_partitioned_weights(SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3)))
 
 
 def test_no_model_and_no_data_are_named(monkeypatch, parts, tmp_path):
