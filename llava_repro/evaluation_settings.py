@@ -116,7 +116,7 @@ def data_folder(options: EvaluateOptions) -> Path | None:
 
 def toy_defaults(task: str | None) -> dict[str, Any]:
     """The toy LLaVA, and the task's toy files."""
-    defaults: dict[str, Any] = {"model": str(TOY_LLAVA), "max_new_tokens": 16}
+    defaults: dict[str, Any] = {"model": str(TOY_LLAVA), "max_new_tokens": 16, "batch_size": 64}
     if task == "file":
         return defaults | {"data": str(TOY_DATA / "held_out.jsonl"), "limit": 0}
     if task in TASKS:

@@ -54,16 +54,18 @@ class Asked:
 def short_names(runs: Sequence[Run]) -> list[str]:
     """What tells the runs apart: their folders' names without the parts that all share.
 
-    Whole names where nothing would remain of one, numbered where two folders are named alike.
+    Parts end at "_", or at "-" where no name has one. Whole names where nothing would remain of
+    one, numbered where two folders are named alike.
     """
-    parts = [run.name.split("_") for run in runs]
+    separator = "_" if any("_" in run.name for run in runs) else "-"
+    parts = [run.name.split(separator) for run in runs]
     start = end = 0
     shortest = min(map(len, parts))
     while start < shortest and len({part[start] for part in parts}) == 1:
         start += 1
     while end < shortest - start and len({part[-1 - end] for part in parts}) == 1:
         end += 1
-    names = ["_".join(part[start : len(part) - end]) for part in parts]
+    names = [separator.join(part[start : len(part) - end]) for part in parts]
     if not all(names):
         names = [run.name for run in runs]
     if len(set(names)) < len(names):
