@@ -8,7 +8,9 @@ same two stages and measures. Towers: the committed toy CLIP and toy Qwen2
 from pathlib import Path
 from typing import Any
 
+from shared.options import DATA_ROOT
 from shared.toy_world import clip, conversations, qwen2
+from shared.toy_world.build import read_manifest
 from shared.toy_world.recipe import recipe_hash
 
 SOURCES = (*conversations.SOURCES, *clip.SOURCES, *qwen2.SOURCES, Path(__file__))
@@ -22,20 +24,28 @@ TRAINING: dict[str, dict[str, Any]] = {
         "per_device_train_batch_size": 32,
         "learning_rate": 2e-3,
         "warmup_steps": 10,
-        "validation_samples": 200,
+        "validation_samples": 100,
         "eval_steps": 50,
         "save_steps": 50,
     },
     "finetune": {
-        "max_steps": 400,
+        "max_steps": 500,
         "per_device_train_batch_size": 32,
-        "learning_rate": 1e-3,
-        "warmup_steps": 40,
-        "validation_samples": 200,
-        "eval_steps": 200,
-        "save_steps": 100,
+        "learning_rate": 1.5e-3,
+        "warmup_steps": 50,
+        "validation_samples": 100,
+        "eval_steps": 250,
+        "save_steps": 250,
     },
 }
+
+
+def tower_hashes() -> dict[str, str]:
+    """The recipe hashes of the committed towers that a toy LLaVA is made of."""
+    return {
+        name: str(read_manifest(DATA_ROOT / "toy_models" / name).get("recipe_hash"))
+        for name in ("clip", "qwen2")
+    }
 
 
 def toy_recipe_hash() -> str:

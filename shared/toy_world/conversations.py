@@ -5,6 +5,7 @@ one picture, in English or Chinese, a caption asked for first in a quarter of th
 pictures; multiple choice; words written on pictures; and rows without any picture.
 `held_out.jsonl`: pictures of their own, one question a row with its known answer; besides LLaVA's
 fields these rows have `question_type`, `answer_type`, `language` and `answer`.
+`held_out_captions.jsonl`: the same pictures with a caption each, as in stage 1.
 
 No picture shows a held-back shape (heart, circle, ring, stripes) and no text names one: their names
 are words of the toy tokenizers, but nothing ever taught a toy model what they mean or look like.
@@ -98,10 +99,14 @@ def write_llava(
     stored = Pictures(root)
     train = Author(stored, f"{seed}/llava_finetune")
     counts = {}
+    before = _pretrain_rows(stored, seed, pretrain)
+    after = _finetune_rows(train, seed, finetune)
+    questions_, captions_ = _held_out_rows(stored, seed, held_out, pairs)
     for name, rows in (
-        ("pretrain", _pretrain_rows(stored, seed, pretrain)),
-        ("finetune", _finetune_rows(train, seed, finetune)),
-        ("held_out", _held_out_rows(stored, seed, held_out, pairs)),
+        ("pretrain", before),
+        ("finetune", after),
+        ("held_out", questions_),
+        ("held_out_captions", captions_),
     ):
         write_jsonl(root / f"{name}.jsonl", rows)
         counts[name] = len(rows)
@@ -261,12 +266,15 @@ def _pretrain_rows(stored: Pictures, seed: int, count: int) -> list[dict[str, An
     rows = []
     for number in _progress(count, "toy pretrain"):
         rng = random.Random(f"{seed}/llava_pretrain/{number}/text")
-        language = "zh" if rng.random() < CHINESE_SHARE else "en"
         scene, image = author.picture()
-        prompt = rng.choice(DESCRIBE_ZH if language == "zh" else DESCRIBE)
-        turn = (prompt, caption(scene, language, rng))
-        rows.append(row(f"pretrain_{number:06d}", image, [turn]))
+        rows.append(row(f"pretrain_{number:06d}", image, [caption_turn(scene, rng)]))
     return rows
+
+
+def caption_turn(scene: Scene, rng: random.Random) -> Turn:
+    """A caption asked for and given, now and then in Chinese."""
+    language = "zh" if rng.random() < CHINESE_SHARE else "en"
+    return rng.choice(DESCRIBE_ZH if language == "zh" else DESCRIBE), caption(scene, language, rng)
 
 
 def _finetune_rows(author: Author, seed: int, count: int) -> list[dict[str, Any]]:
@@ -309,10 +317,16 @@ def _finetune_row(
     return image, chat_turns(author.ask(scene, TURNS, language, rng), scene, language, rng)
 
 
-def _held_out_rows(stored: Pictures, seed: int, count: int, pairs: int) -> list[dict[str, Any]]:
-    """Two English questions a picture, a Chinese one about every second; questions of two."""
+def _held_out_rows(
+    stored: Pictures, seed: int, count: int, pairs: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Two English questions a picture, a Chinese one about every second; questions of two.
+
+    And a caption of every picture, as in pretrain.jsonl.
+    """
     author = Author(stored, f"{seed}/llava_held_out")
     rows: list[dict[str, Any]] = []
+    captioned: list[dict[str, Any]] = []
 
     def add(
         image: str | list[str], language: str, question_type: str, answer_type: str, turn: Turn
@@ -328,6 +342,8 @@ def _held_out_rows(stored: Pictures, seed: int, count: int, pairs: int) -> list[
     for number in _progress(count, "toy held_out"):
         rng = random.Random(f"{seed}/llava_held_out/{number}/text")
         scene, image = author.picture()
+        turn = caption_turn(scene, random.Random(f"{seed}/llava_held_out/{number}/caption"))
+        captioned.append(row(f"held_out_caption_{number:06d}", image, [turn]))
         for language, asked in (("en", 2), ("zh", 1 - number % 2)):
             for one in author.ask(scene, asked, language, rng) if asked else ():
                 add(image, language, one.question_type, one.answer_type, (one.text, one.answer))
@@ -336,7 +352,7 @@ def _held_out_rows(stored: Pictures, seed: int, count: int, pairs: int) -> list[
         scenes, images = zip(*(author.picture() for _ in range(2)), strict=True)
         for turn in author.which(scenes, "en", 1, rng):
             add(list(images), "en", "which picture", "other", turn)
-    return rows
+    return rows, captioned
 
 
 def _progress(count: int, name: str) -> Any:
