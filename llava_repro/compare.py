@@ -20,15 +20,15 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from llava_repro.chosen_runs import chosen_folders, find_picture, runs_first, task_of
 from llava_repro.evaluation_scoring import PUBLISHED_UNDER, scorer, verify_run
 from llava_repro.settings import RUNS
-from llava_repro.tasks import TASKS
-from shared.comparison import compare, locate, pair_up
+from shared.comparison import compare, pair_up
 from shared.comparison_many import (
     common_questions,
     compare_all,
@@ -41,7 +41,6 @@ from shared.options import (
     guarded,
     parse_options,
     portable_path,
-    read_json,
     write_json,
 )
 from shared.report import Report, write_report
@@ -86,7 +85,7 @@ def main(options: CompareOptions) -> None:
         return
 
     # Read
-    runs = [read_run(folder) for folder in chosen_folders(options)]
+    runs = [read_run(folder) for folder in chosen_folders(options.runs, options.toy)]
     names = options.names or short_names(runs)
     if len(names) != len(runs):
         raise UserError(f"--names: {len(names)} names for {len(runs)} runs")
@@ -160,59 +159,6 @@ def page_settings(
     }
 
 
-def chosen_folders(options: CompareOptions) -> list[Path]:
-    """The given folders, or with --toy the newest two of one task. Raises UserError for others."""
-    if not options.runs and options.toy:
-        return newest_toy_runs()
-    if not options.runs or len(options.runs) < 2:
-        finished = sorted(portable_path(p.parent) for p in RUNS.glob("*/scored.jsonl"))
-        there = "\n  ".join(finished) or (
-            "none yet: python llava_repro/evaluate.py --task pope --toy makes one"
-        )
-        raise UserError(
-            f"give two runs or more: compare.py RUN RUN. Finished ones here:\n  {there}"
-        )
-    return [Path(folder) for folder in options.runs]
-
-
-def newest_toy_runs() -> list[Path]:
-    """Older first. Raises UserError when no toy task has two finished runs."""
-    by_task: dict[str, list[tuple[float, Path]]] = {}
-    for file in RUNS.glob("*/metrics.json"):
-        metrics = read_json(file)
-        if (file.parent / "scored.jsonl").is_file() and any(
-            (metrics.get("synthetic") or {}).values()
-        ):
-            by_task.setdefault(metrics["task"], []).append((file.stat().st_mtime, file.parent))
-    pairs = [sorted(found)[-2:] for found in by_task.values() if len(found) > 1]
-    if not pairs:
-        raise UserError(
-            "no toy task has two finished runs; python llava_repro/evaluate.py --task pope --toy, "
-            "and again with --pictures shuffled, make them"
-        )
-    return [folder for _, folder in max(pairs, key=lambda pair: pair[-1][0])]
-
-
-def task_of(runs: Sequence[Run]) -> str:
-    """Raises UserError when the runs are of several tasks, or of another experiment."""
-    tasks = {run.name: run.config.get("task") for run in runs}
-    if len(set(tasks.values())) > 1:
-        listed = ", ".join(f"{name}: {task}" for name, task in tasks.items())
-        raise UserError(f"these are runs of different tasks ({listed})")
-    task = next(iter(tasks.values()))
-    if task not in TASKS:
-        raise UserError(f"{runs[0].folder}: not a run of llava_repro/evaluate.py")
-    return task
-
-
-def find_picture(record: Mapping[str, Any], runs: Sequence[Run]) -> Path:
-    """The picture file of a record, whether or not it is there; the first of several."""
-    name = record["image"].split(" + ")[0]
-    roots = [run.config.get("image_root") for run in runs]
-    tried = [locate(root) / name for root in roots if root] or [Path(name)]
-    return next((path for path in tried if path.is_file()), tried[0])
-
-
 def print_verification(folder: Path) -> None:
     """Prints whether the stored scores are those of the records; exit status 1 when not."""
     run = read_run(folder)
@@ -226,13 +172,6 @@ def print_verification(folder: Path) -> None:
     if len(differing) > MOST_DIFFERENCES:
         print(f"  ... and {len(differing) - MOST_DIFFERENCES} more")
     sys.exit(1)
-
-
-def runs_first(argv: Sequence[str]) -> list[str]:
-    """`RUN RUN --flag` is `--runs RUN RUN --flag`; a leading .yaml of options stays what it is."""
-    argv = list(argv)
-    given = bool(argv) and not argv[0].startswith("-")
-    return ["--runs", *argv] if given and Path(argv[0]).suffix not in (".yaml", ".yml") else argv
 
 
 if __name__ == "__main__":
