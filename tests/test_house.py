@@ -35,6 +35,8 @@ WITHOUT_TORCH = (
     "shared.verification",
     "shared.comparison",
     "shared.comparison_report",
+    "shared.comparison_many",
+    "shared.comparison_many_report",
     "shared.conversations",
     "llava_repro.templates",
     "llava_repro.prepare_data",
@@ -47,6 +49,8 @@ WITHOUT_TORCH = (
     "llava_repro.tasks",
     "llava_repro.judge",
     "llava_repro.score",
+    "llava_repro.evaluate",
+    "llava_repro.compare",
 )
 
 
