@@ -301,9 +301,9 @@ class LlavaAnswerer:
         recorder = TokenLogProbs() if decoding.num_beams == 1 else None
         vocabulary = self.model.language_model.get_output_embeddings().weight.shape[0]
         image_id = self.model.config.image_token_index
-        never = [image_id] if image_id < vocabulary else []  # `<image>` is no word of an answer
         processors: list[LogitsProcessor] = [] if recorder is None else [recorder]
-        processors.append(SuppressTokensLogitsProcessor(never, device=self.device))
+        if image_id < vocabulary:  # `<image>` is no word of an answer
+            processors.append(SuppressTokensLogitsProcessor([image_id], device=self.device))
         if self.end_text is not None:
             more |= {"stop_strings": [self.end_text], "tokenizer": self.tokenizer}
         sequences = self.model.generate(
