@@ -62,7 +62,7 @@ def inference_plan(
 
     config, projector_type, source = read_config(options)
     tokens, size = n_image_tokens(config), config.vision_config.image_size
-    n_prompt, prompt = shown_prompt(options, human_text(question, n_images), tokens)
+    n_prompt, prompt, whose = shown_prompt(options, human_text(question, n_images), tokens)
     model = meta_model(config, projector_type)
     dtype = torch.bfloat16 if options.dtype == "auto" else getattr(torch, options.dtype)
     text = config.text_config
@@ -78,7 +78,7 @@ def inference_plan(
     lines = [
         f"model:    {source}, quantization {options.quantization}",
         f"pictures: (n, 3, {size}, {size}) -> {tokens} image tokens each",
-        f"prompt:   {prompt!r}",
+        f"prompt:   {prompt!r}{whose}",
         f"decoding: {decoding}",
         f"memory:   {memory}",
     ]
@@ -89,24 +89,22 @@ def inference_plan(
     return lines
 
 
-def shown_prompt(options: AskingOptions, text: str, n_image_tokens: int) -> tuple[int, str]:
-    """Length of the prompt in tokens, and as text with each picture's tokens counted.
-
-    By the model's tokenizer, else the toy's, and then it says so.
-    """
+def shown_prompt(options: AskingOptions, text: str, n_image_tokens: int) -> tuple[int, str, str]:
+    """Length of the prompt in tokens, the prompt with each picture's tokens counted, and whose
+    tokenizer it is by: the model's, else the toy's."""
     from llava_repro.assembling import load_tokenizer, prepare_tokenizer
     from llava_repro.training_data import named_template
 
-    whose = ""
+    name, whose = options.template, ""
     try:
         folder = model_folder(options.model, options.revision)
     except MissingError:
         folder = next(f for f in (TOY_LLAVA, TOY_QWEN2) if (f / "tokenizer.json").is_file())
         whose = " (by the toy's tokenizer: the model's is not on disk)"
+        name = name or "vicuna_v1"  # of the published ones
     tokenizer: Any = load_tokenizer(folder)
     prepare_tokenizer(tokenizer)
-    ids = prompt_ids([("human", text)], tokenizer, named_template(options.template), n_image_tokens)
+    ids = prompt_ids([("human", text)], tokenizer, named_template(name), n_image_tokens)
     written = tokenizer.decode(ids)
-    return len(ids), written.replace(
-        "<image>" * n_image_tokens, f"<image> x {n_image_tokens}"
-    ) + whose
+    counted = written.replace("<image>" * n_image_tokens, f"<image> x {n_image_tokens}")
+    return len(ids), counted, whose

@@ -2,10 +2,11 @@
 
 One question is answered as it is made, word by word; a folder in batches, one JSON line a picture.
 
-    python llava_repro/predict.py --toy                               # the toy's first pictures
+    python llava_repro/predict.py --toy                         # questions held out of training
     python llava_repro/predict.py --image photo.jpg --question "What is on the table?"
     python llava_repro/predict.py --image before.jpg after.jpg --question "What has changed?"
     python llava_repro/predict.py --images folder/ --question "Describe it." --output answers.jsonl
+    python llava_repro/predict.py --questions rows.jsonl      # LLaVA's format, first question each
 
 Without a picture the question is asked as text alone. `--output` gets one JSON line an answer:
 `image_path, question, answer, confidence, finish_reason, n_tokens`, and `synthetic` where the model
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ from llava_repro.asking import (
 )
 from llava_repro.settings import TOY_DATA, prepare_toy
 from shared.answering import Answer, RecordWriter, is_out_of_memory, round_or_none
+from shared.conversations import IMAGE_TAG, open_conversations, row_images, row_turns
 from shared.images import ImageError, list_images, open_image
 from shared.options import ToyOptions, UserError, guarded, parse_options
 
@@ -53,7 +56,11 @@ class PredictOptions(AskingOptions, DecodingOptions, ToyOptions):
     question: str | None = field(
         default=None, metadata={"help": f"default: {DESCRIBE} Without a picture: text alone"}
     )
-    limit: int = field(default=0, metadata={"help": "pictures of --images, 0 = all"})
+    questions: str | None = field(
+        default=None,
+        metadata={"help": "LLaVA conversations: the first question of each (if nothing else)"},
+    )
+    limit: int = field(default=0, metadata={"help": "of --images or --questions, 0 = all"})
     batch_size: int = field(default=8, metadata={"help": "pictures in one forward pass"})
     output: str | None = field(default=None, metadata={"help": "JSON lines, one an answer"})
 
@@ -156,9 +163,24 @@ def rows_to_ask(options: PredictOptions) -> list[Row]:
             raise UserError(f"{options.images}: a file; give a picture as --image")
         files = list_images(Path(options.images))
         return [Row((str(f),), question or DESCRIBE) for f in files[: options.limit or None]]
-    if question is None:
-        raise UserError("what to look at? Give --image FILE, --images FOLDER, or --toy")
-    return [Row((), question)]
+    if question is not None:
+        return [Row((), question)]
+    if options.questions is None:
+        raise UserError(
+            "what to look at? Give --image FILE, --images FOLDER, --questions FILE, or --toy"
+        )
+    return first_questions(Path(options.questions), options.limit)
+
+
+def first_questions(file: Path, limit: int) -> list[Row]:
+    """The first question of each conversation with its pictures. Raises UserError."""
+    rows = []
+    for row in islice(open_conversations(file), limit or None):
+        pictures = [str(path) for path in row_images(row, file.parent)]
+        text = next(text for role, text in row_turns(row) if role == "human") or ""
+        n_images = text.count(IMAGE_TAG)
+        rows.append(Row(tuple(pictures[:n_images]), text.replace(IMAGE_TAG, "").strip()))
+    return rows
 
 
 def new_file(name: str | None) -> AbstractContextManager[RecordWriter | None]:
@@ -243,8 +265,7 @@ if __name__ == "__main__":
                 description=__doc__.split("\n")[0],
                 toy_defaults={
                     **TOY_DEFAULTS,
-                    "images": str(TOY_DATA / "images"),
-                    "question": "What color is the shape?",
+                    "questions": str(TOY_DATA / "held_out.jsonl"),
                     "limit": 8,
                 },
                 prepare_toy=prepare_toy,

@@ -122,6 +122,27 @@ def test_a_folder_with_a_broken_picture(
         assert line["answer"] == answer_to(loaded, [picture], "What?").answer
 
 
+def test_first_questions_of_a_conversation_file(
+    predict: Callable[..., str], loaded: tuple, shared_conversations: Path
+) -> None:
+    """Two pictures, text alone, one picture: each row with its own."""
+    from shared.images import open_image
+
+    image_root = shared_conversations.parent / "images"
+    rows = [json.loads(line) for line in shared_conversations.read_text().splitlines()]
+    file = image_root / "rows.jsonl"
+    file.write_text("".join(json.dumps(rows[i]) + "\n" for i in (6, 4, 1, 0)))
+    lines = [json.loads(line) for line in
+             predict("--questions", str(file), "--limit", "3").splitlines()]  # fmt: skip
+    for line, i in zip(lines, (6, 4, 1), strict=True):
+        names = rows[i].get("image", [])
+        names = [names] if isinstance(names, str) else names
+        own = [open_image(image_root / name) for name in names]
+        question = rows[i]["conversations"][0]["value"].replace("<image>", "").strip()
+        assert line["question"] == question
+        assert line["answer"] == answer_to(loaded, own, question).answer
+
+
 def test_a_question_that_is_too_long_is_a_line_of_its_own(
     predict: Callable[..., str], folder: Path
 ) -> None:
