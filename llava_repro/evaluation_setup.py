@@ -19,7 +19,16 @@ from llava_repro.settings import RUNS
 from llava_repro.tasks import TASKS, Sample, load_task
 from shared.answering import Answer, Job, shuffle_pictures
 from shared.images import open_image
-from shared.loading import adapter_fingerprint, fingerprint, model_folder, pick_device, pick_dtype
+from shared.loading import (
+    GIB,
+    MemoryEstimate,
+    adapter_fingerprint,
+    fingerprint,
+    model_folder,
+    pick_device,
+    pick_dtype,
+    weight_bytes,
+)
 from shared.options import MissingError, UserError, manifest_value, portable_path, resolved_config
 from shared.vqav2 import Question, QuestionSet
 
@@ -262,9 +271,8 @@ def print_plan(options: EvaluateOptions, sample: QuestionSet, folder: Path) -> N
 
 def prompt_plan(options: EvaluateOptions, sample: Sample) -> list[str]:
     """The first prompt as the model reads it, as far as the model's files are here."""
-    from transformers import LlavaConfig
-
     from llava_repro.assembling import load_tokenizer, prepare_tokenizer
+    from llava_repro.layouts import open_checkpoint
     from llava_repro.model import n_image_tokens
     from llava_repro.training_data import named_template
     from shared.conversations import segments_of
@@ -279,8 +287,28 @@ def prompt_plan(options: EvaluateOptions, sample: Sample) -> list[str]:
     pieces = segments_of(
         [("human", text)], tokenizer, named_template(named), add_generation_prompt=True
     )
-    tokens = n_image_tokens(LlavaConfig.from_pretrained(folder))
+    config = open_checkpoint(folder).config
+    tokens = n_image_tokens(config)
+    text_tokens = len(tokenizer(sample.prompt)["input_ids"])
     return [
         f"template: {named or template_of(options)}; {tokens} tokens a picture",
         f"prompt:   {''.join(piece for piece, _ in pieces)!r}",
+        f"memory:   {memory(options, config, tokens + text_tokens)}",
     ]
+
+
+def memory(options: EvaluateOptions, config: Any, prompt_tokens: int) -> MemoryEstimate:
+    """GiB of a batch by sizes alone: weights, and the keys and values of prompt and answer."""
+    from llava_repro.planning import count_parameters, meta_model
+
+    text = config.text_config
+    width = pick_dtype(options.dtype, pick_device(options.device)).itemsize
+    counts = count_parameters(meta_model(config, config.projector_type))
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * width
+    tokens = options.batch_size * (prompt_tokens + (options.max_new_tokens or 0))
+    return MemoryEstimate(
+        weights=weight_bytes(counts, ["language model"], options.quantization, width) / GIB,
+        trainable=0.0,
+        activations=tokens * per_token / GIB,
+    )

@@ -589,6 +589,7 @@ def test_dry_run_loads_no_weights(
     assert "6 questions, 3 of them without a picture" in said
     assert "Options: (A) red (B) green (C) blue" in said
     assert ("USER: " in said) == (model == "tiny")
+    assert ("memory:   about 1.0 GiB (weights 0.0" in said) == (model == "tiny")
     assert not (tmp_path / "run").exists()
 
 
