@@ -146,11 +146,16 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """A model folder's safetensors; where it has none, its `pytorch_model*.bin`."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
 def use_one_thread_if_small(folder: Path, device: torch.device) -> None:
     """On a CPU, matrices of a few hundred columns are faster on one thread than on many."""
     import torch
 
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in weight_files(folder))
     if device.type == "cpu" and size < SMALL_MODEL_BYTES:
         torch.set_num_threads(1)
 
@@ -167,8 +172,11 @@ def load_pretrained(
     """`model_class.from_pretrained` on one device, in eval mode.
 
     Raises UserError with the cause; also when the files lack a weight, for which transformers puts
-    random numbers and a warning. Only safetensors are read.
+    random numbers and a warning. Safetensors are read; of a folder that has none, `.bin` files with
+    `weights_only=True`, which builds tensors and nothing else.
     """
+    from pickle import UnpicklingError
+
     from safetensors import SafetensorError
 
     quiet_libraries()
@@ -181,10 +189,16 @@ def load_pretrained(
             dtype=dtype,
             quantization_config=config,
             local_files_only=True,
-            use_safetensors=True,
+            use_safetensors=not any(f.suffix == ".bin" for f in weight_files(folder)),
+            weights_only=True,
             output_loading_info=True,
             **placement,
         )
+    except UnpicklingError as error:
+        raise UserError(
+            f"{folder}: its .bin files hold more than tensors, and unpickling that could run code: "
+            "refused"
+        ) from error
     except SafetensorError as error:
         raise UserError(
             f"{folder}: its weights are broken or incomplete ({error}); download the model again"
@@ -307,7 +321,7 @@ def fingerprint(folder: Path) -> str:
     for volatile in ("transformers_version", "_name_or_path", "dtype", "torch_dtype"):
         config.pop(volatile, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         size = file.stat().st_size
         digest.update(f"{size}".encode())
         with file.open("rb") as content:

@@ -204,13 +204,57 @@ def test_a_weight_of_another_shape_is_an_error(tiny_blip2_opt, tmp_path):
         load(folder)
 
 
-def test_pickled_weights_are_not_read(tiny_blip2_opt, tmp_path):
-    """Unpickling a stranger's file runs its code."""
-    folder = copy_of(tiny_blip2_opt, tmp_path / "m")
-    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
-    (folder / WEIGHTS).unlink()
-    with pytest.raises(UserError, match=r"no file named model.safetensors"):
+class Payload:
+    """What a pickle must not be able to do: call a function while it is read."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))
+
+
+def with_bin_weights(folder: Path, to: Path) -> Path:
+    """The same model as its authors would have saved it before safetensors."""
+    copy_of(folder, to)
+    torch.save(load_file(to / WEIGHTS), to / "pytorch_model.bin")
+    (to / WEIGHTS).unlink()
+    return to
+
+
+def test_bin_weights_are_read_where_there_are_no_safetensors(tiny_blip2_opt, tmp_path):
+    pickled = with_bin_weights(tiny_blip2_opt, tmp_path / "bin")
+    found, expected = (load(f)[0].state_dict() for f in (pickled, tiny_blip2_opt))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_safetensors_are_read_and_not_the_bin_file_beside_them(tiny_blip2_opt, tmp_path):
+    folder = copy_of(tiny_blip2_opt, tmp_path / "both")
+    torch.save({"x": Payload(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_bin_file_that_would_run_code_is_refused(tiny_blip2_opt, tmp_path):
+    folder = with_bin_weights(tiny_blip2_opt, tmp_path / "bin")
+    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    torch.save(weights | {"x": Payload(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="could run code: refused"):
         load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_large_bin_weights_are_no_small_model_and_differ_in_their_fingerprint(tmp_path):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for i, folder in enumerate(folders):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        torch.save({"w": torch.full((8,), i)}, folder / "pytorch_model.bin")
+    assert fingerprint(folders[0]) != fingerprint(folders[1])
+    assert [f.name for f in loading.weight_files(folders[0])] == ["pytorch_model.bin"]
+    save_file({"w": torch.zeros(8)}, folders[0] / WEIGHTS)
+    assert [f.name for f in loading.weight_files(folders[0])] == [WEIGHTS]
 
 
 def test_a_model_s_own_code_is_not_run(tiny_blip2_opt, tmp_path):
