@@ -38,7 +38,7 @@ from llava_repro.tasks.common import (
     usable,
 )
 from shared.options import UserError
-from shared.significance import cluster_bootstrap
+from shared.significance import score_interval
 from shared.vqav2 import QuestionSet
 
 SPLITS = ("adversarial", "popular", "random")
@@ -94,7 +94,8 @@ def _with_pictures(path: Path, samples: Sequence[Sample]) -> list[Sample]:
     from dataclasses import replace
 
     root = path.parent if path.is_file() else path
-    folders = [root / "val2014", root / "images", root, root.parent / "coco2014" / "val2014"]
+    shared_pictures = [root.parent / name / "val2014" for name in ("vqav2", "coco2014")]
+    folders = [root / "val2014", root / "images", root, *shared_pictures]
     folder = picture_folder(folders, samples[0].image_name)
     return [replace(sample, image=folder / sample.image_name) for sample in samples]
 
@@ -179,7 +180,7 @@ def _figures(samples: Sequence[Sample], scored: Scored) -> Metrics:
     recall, of_recall = proportion(tp, tp + fn, "no label is yes: no recall")
     yes_ratio, of_yes = proportion(tp + fp, answered, "no answer: no yes ratio")
     f1 = 2 * precision * recall / (precision + recall) if precision and recall else None
-    of_accuracy = cluster_bootstrap([r["score"] for r in scored], [r["image_id"] for r in scored])
+    of_accuracy = score_interval([r["score"] for r in scored], [r["image_id"] for r in scored])
     reasons = {"precision": of_precision, "recall": of_recall, "yes_ratio": of_yes}
     reasons = {name: figure["note"] for name, figure in reasons.items() if figure["n"] == 0}
     if f1 is None:
