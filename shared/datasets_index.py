@@ -1,7 +1,8 @@
 """What the published data sets consist of, and what of it lies on this machine.
 
 The description is `datasets_index.json` beside this file: addresses, sizes, checksums with the
-page that published them, what each archive holds. For `shared/download.py` and `shared/doctor.py`.
+page that published them, what each archive holds; and of the data sets that `shared/download.py`
+does not fetch, the commands that do. For `shared/download.py` and `shared/doctor.py`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,45 @@ class Archive:
         return [*self.files, *([f"{self.pictures.folder}/"] if self.pictures else [])]
 
 
+@dataclass(frozen=True)
+class ByHand:
+    """A data set that comes by other programs. `files` and `pictures` are paths below data/; each
+    of `pictures` names the folders that will do, with the least number of entries of each."""
+
+    name: str
+    title: str
+    homepage: str
+    files: list[str]
+    pictures: list[dict[str, int]]
+    commands: list[str]
+
+    def absent(self, data: Path) -> list[str]:
+        """The files and folders that are not there, each folder by its first place."""
+        files = [name for name in self.files if not (data / name).is_file()]
+        folders = [
+            f"{next(iter(places))}/"
+            for places in self.pictures
+            if not any(holds(data / place, least) for place, least in places.items())
+        ]
+        return files + folders
+
+    def how_to(self) -> str:
+        """The commands, for a message."""
+        lines = "\n".join(f"  {command}" for command in self.commands)
+        folders = [f"{next(iter(places))}/" for places in self.pictures]
+        belongs = ", ".join(f"data/{name}" for name in [*self.files, *folders])
+        return (
+            f"{self.title} ({self.homepage}) is not fetched by this command. From the repository "
+            f"root:\n{lines}\nwhat the scripts read is then in {belongs}\n"
+            "Sizes, licenses and other ways: data/README.md"
+        )
+
+
 def load_index() -> dict[str, Any]:
     index = read_json(INDEX_FILE)
+    index["by_hand"] = {
+        name: ByHand(name=name, **entry) for name, entry in index["by_hand"].items()
+    }
     index["archives"] = {
         name: Archive(
             name=name,
@@ -60,6 +99,14 @@ def load_index() -> dict[str, Any]:
         for name, entry in index["archives"].items()
     }
     return index
+
+
+def holds(folder: Path, least: int) -> bool:
+    """Whether a folder has at least so many entries."""
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return sum(1 for _ in islice(entries, least)) == least
 
 
 def picture_count(folder: Path) -> int:

@@ -1,16 +1,18 @@
 """What this machine has, what is missing for an experiment, and the command that mends it.
 
-    python -m shared.doctor                                everything
+    python -m shared.doctor                                the machine, and what data is here
     python -m shared.doctor --for blip2_qlora --toy        what the toy run needs (no data, no GPU)
-    python -m shared.doctor --for blip2_qlora              what the real experiment needs
+    python -m shared.doctor --for llava_repro              what the real experiment needs
     python -m shared.doctor --json --language zh
 
 `shared/machine.py` gathers facts (torch and bitsandbytes in a process of their own, which may crash
 without harm), `shared/doctor_checks.py` judges them. With `--for` the exit status is 1 when
-something is missing that the experiment cannot do without. Both runs need the packages and 4-bit
-layers that work; the toy run its committed checkpoint; the real one the model and, of the
-validation split, the questions, annotations and the default sample's pictures. The training split
-is a warning, as only train.py reads it; so is a GPU that torch does not see. Writes nothing.
+something is missing that the experiment cannot do without: the packages; for the toy run its
+committed checkpoints; for the real one the model that predict.py and evaluate.py take by default
+and, of VQAv2's validation split, the questions, annotations and the default sample's pictures.
+blip2_qlora also needs 4-bit layers that work. The rest is a warning: what train.py reads (the
+training split; for llava_repro the parts and data of its small English presets), the other
+benchmarks, a GPU that torch does not see. Writes nothing.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ from shared import hub_models, machine
 from shared.datasets_index import absent_from_sample, load_index
 from shared.doctor_checks import (
     MIN_PYTHON,
+    ModelMemory,
     Result,
     check_bitsandbytes,
     check_browser,
+    check_by_hand,
     check_disk,
     check_font,
     check_memory,
@@ -47,8 +51,7 @@ from shared.doctor_checks import (
 from shared.fetch import free_bytes
 from shared.options import DATA_ROOT, MissingError, UserError, guarded, portable_path
 
-DEFAULT_MODEL = "Salesforce/blip2-opt-2.7b"
-DEFAULT_LIMIT = 1000  # of evaluate.py
+DEFAULT_LIMIT = 1000  # of both evaluate.py
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,44 @@ class Needs:
 
     required: frozenset[str]
     useful: frozenset[str]
+    toy_models: tuple[str, ...] = ()
+    memory: ModelMemory | None = None  # of the model that a real run loads by default
 
 
-BASE = frozenset({"python", "packages", "torch", "torchvision", "bitsandbytes", "memory", "disk"})
+BASE = frozenset({"python", "packages", "torch", "torchvision", "memory", "disk"})
 PAGES = frozenset({"browser", "font"})
+BLIP2, LLAVA = "Salesforce/blip2-opt-2.7b", "llava-hf/llava-1.5-7b-hf"
+ENGLISH_PARTS = frozenset({"meta-llama/Llama-3.2-1B-Instruct", "google/siglip-so400m-patch14-384"})
+LLAVA_DATA = frozenset({"pope", "gqa", "textvqa", "scienceqa", "llava_pretrain", "llava_mix665k"})
+# 3.745e9 weights, 2.5e9 of them in linear layers of the language model
+BLIP2_MEMORY = ModelMemory("BLIP-2 OPT-2.7B", float32=15e9, bfloat16=7.5e9, nf4=4e9)
+# 7.06e9 weights, 6.48e9 of them in linear layers of the language model's blocks
+LLAVA_MEMORY = ModelMemory("LLaVA-1.5-7B", float32=28.3e9, bfloat16=14.1e9, nf4=4.5e9)
 NEEDS = {
-    ("blip2_qlora", True): Needs(BASE | {"toy_model"}, PAGES),
-    ("blip2_qlora", False): Needs(BASE | {"vqav2_val", DEFAULT_MODEL}, PAGES | {"vqav2_train"}),
+    ("blip2_qlora", True): Needs(BASE | {"bitsandbytes", "toy_models"}, PAGES, ("blip2_opt",)),
+    ("blip2_qlora", False): Needs(
+        BASE | {"bitsandbytes", "vqav2_val", BLIP2}, PAGES | {"vqav2_train"}, memory=BLIP2_MEMORY
+    ),
+    ("llava_repro", True): Needs(
+        BASE | {"toy_models"}, PAGES | {"bitsandbytes"}, ("clip", "qwen2", "llava")
+    ),
+    ("llava_repro", False): Needs(
+        BASE | {"vqav2_val", LLAVA},
+        PAGES | {"bitsandbytes"} | ENGLISH_PARTS | LLAVA_DATA,
+        memory=LLAVA_MEMORY,
+    ),
+}
+TO_TRAIN = ("to train the small English model", "训练英文小模型时使用")
+PURPOSES = {
+    LLAVA: ("what predict.py, chat.py, demo.py and evaluate.py load", "推理与评测默认加载"),
+    **dict.fromkeys([*ENGLISH_PARTS, "llava_pretrain", "llava_mix665k"], TO_TRAIN),
 }
 EXPERIMENTS = sorted({experiment for experiment, _ in NEEDS})
+ALL = Needs(
+    frozenset(),
+    frozenset().union(*(n.required | n.useful for n in NEEDS.values())) | {"coco2014", "coco2017"},
+    tuple(dict.fromkeys(name for n in NEEDS.values() for name in n.toy_models)),
+)
 TITLES = {
     "python": ("Python", "Python"),
     "packages": ("packages", "软件包"),
@@ -74,23 +106,32 @@ TITLES = {
     "bitsandbytes": ("4-bit layers", "4-bit 层"),
     "memory": ("memory", "内存"),
     "disk": ("disk", "磁盘"),
-    "toy_model": ("toy model", "玩具模型"),
+    "toy_models": ("toy models", "玩具模型"),
     "vqav2_val": ("VQAv2 val", "VQAv2 val"),
     "vqav2_train": ("VQAv2 train", "VQAv2 train"),
     "coco2014": ("COCO 2014", "COCO 2014"),
     "coco2017": ("COCO 2017", "COCO 2017"),
+    "pope": ("POPE", "POPE"),
+    "gqa": ("GQA", "GQA"),
+    "textvqa": ("TextVQA", "TextVQA"),
+    "scienceqa": ("ScienceQA", "ScienceQA"),
+    "llava_pretrain": ("LLaVA stage 1 data", "LLaVA 第一阶段数据"),
+    "llava_mix665k": ("LLaVA stage 2 data", "LLaVA 第二阶段数据"),
+    "not_here": ("not here", "本机没有"),
     "browser": ("browser (tests)", "浏览器（测试）"),
     "font": ("Chinese font", "中文字体"),
 }
 
 
-def examine(toy: bool, data_root: Path) -> list[Result]:
-    """All lines about this machine; `toy` asks less of memory and disk."""
+def examine(experiment: str | None, toy: bool, data_root: Path) -> list[Result]:
+    """The lines about this machine that an experiment's run needs or can use, or all of them."""
+    needs = NEEDS[experiment, toy] if experiment else ALL
     index = load_index()
     requirements = machine.project_requirements()
     ranges = {re.match(r"[\w.-]+", r)[0]: re.sub(r"^[\w.-]+", "", r) for r in requirements}
     installed = machine.installed_packages()
     facts = machine.run_probe()
+    gpus = [device["total"] for device in facts.get("devices", [])]
     results = [
         check_python(sys.version_info[:3]),
         check_packages(requirements, installed),
@@ -103,12 +144,20 @@ def examine(toy: bool, data_root: Path) -> list[Result]:
         ),
         check_bitsandbytes(facts, ranges["bitsandbytes"]),
         check_memory(
-            machine.available_memory(), [d["total"] for d in facts.get("devices", [])], toy
+            machine.available_memory(),
+            gpus,
+            needs.memory,
+            f"python {experiment or EXPERIMENTS[0]}/predict.py --toy",
         ),
     ]
-    data = [toy_model_result(), *dataset_results(index, data_root), *model_results(index)]
+    data = [toy_models_result(needs.toy_models)] if needs.toy_models else []
+    data += dataset_results(index, data_root)
+    data += [check_by_hand(dataset, DATA_ROOT) for dataset in index["by_hand"].values()]
+    data += model_results(index, needs)
     known = {entry["id"]: entry["bytes"] for entry in index["models"].values()}
-    to_fetch = sum(known.get(r.key, 0) for r in data if r.status == "missing" and not toy)
+    to_fetch = sum(
+        known.get(r.key, 0) for r in data if r.status == "missing" and r.key in needs.required
+    )
     results.append(check_disk(free_bytes(DATA_ROOT), DATA_ROOT, to_fetch))
     results += data
     playwright = importlib.util.find_spec("playwright") is not None
@@ -119,17 +168,44 @@ def examine(toy: bool, data_root: Path) -> list[Result]:
     return results
 
 
+def collapse_absent(results: Sequence[Result]) -> list[Result]:
+    """Data and models of which nothing is here as one line: the list of everything fits a screen.
+
+    None of them is needed by all; `--for` tells what an experiment needs and how it comes.
+    """
+    absent = [r for r in results if r.absent]
+    kept = [r for r in results if not r.absent]
+    if not absent:
+        return kept
+    shown = [", ".join(title(r.key, language) for r in absent) for language in ("en", "zh")]
+    mend = f"python -m shared.doctor --for {'|'.join(EXPERIMENTS)}"
+    return [*kept, Result("not_here", "warning", *shown, mend)]
+
+
 def as_needed(result: Result, needs: Needs) -> Result:
-    """What an experiment can do without is a warning at most."""
+    """What an experiment can do without is a warning at most; what is absent says its purpose."""
+    if result.absent and result.key in PURPOSES:
+        said, said_zh = (
+            f"{detail} ({purpose})"
+            for detail, purpose in zip(
+                (result.detail, result.detail_zh), PURPOSES[result.key], strict=True
+            )
+        )
+        result = dataclasses.replace(result, detail=said, detail_zh=said_zh)
     if result.status == "missing" and result.key not in needs.required:
         return dataclasses.replace(result, status="warning")
     return result
 
 
-def toy_model_result() -> Result:
-    folder = DATA_ROOT / "toy_models" / "blip2_opt"
-    problems = hub_models.folder_problems(folder)
-    return check_model("toy_model", folder, problems, f"git checkout -- {portable_path(folder)}")
+def toy_models_result(names: Sequence[str]) -> Result:
+    """One line for all of an experiment's committed checkpoints."""
+    root = DATA_ROOT / "toy_models"
+    problems = [f"{n}: {p}" for n in names for p in hub_models.folder_problems(root / n)]
+    broken = [n for n in names if any(p.startswith(f"{n}: ") for p in problems)]
+    mend = "git checkout -- " + " ".join(portable_path(root / n) for n in broken)
+    said = "; ".join([f"{portable_path(root)}: {', '.join(names)}", *problems])
+    status = "missing" if broken else "ok"
+    return Result("toy_models", status, said, said, mend if broken else "")
 
 
 def dataset_results(index: Mapping[str, Any], vqav2_root: Path) -> list[Result]:
@@ -157,8 +233,8 @@ def dataset_results(index: Mapping[str, Any], vqav2_root: Path) -> list[Result]:
     return results
 
 
-def model_results(index: Mapping[str, Any]) -> list[Result]:
-    """The default model, and those of its family that are here."""
+def model_results(index: Mapping[str, Any], needs: Needs) -> list[Result]:
+    """The models that are needed or can be used, and the others of the index that are here."""
     from shared.loading import model_folder
 
     results = []
@@ -168,11 +244,15 @@ def model_results(index: Mapping[str, Any]) -> list[Result]:
             folder = model_folder(model_id)
         except (MissingError, ImportError):  # or huggingface_hub itself is not installed yet
             folder = None
-        if folder or model_id == DEFAULT_MODEL:
+        if folder or model_id in needs.required | needs.useful:
             problems = hub_models.folder_problems(folder) if folder else []
             mend = f"python -m shared.download {model_id}"
             results.append(check_model(model_id, folder, problems, mend))
     return results
+
+
+def title(key: str, language: str) -> str:
+    return TITLES.get(key, (key, key))[language == "zh"]
 
 
 def table(results: Sequence[Result], language: str) -> str:
@@ -183,7 +263,7 @@ def table(results: Sequence[Result], language: str) -> str:
         "missing": ("missing", "缺少"),
         "mend": ("mend:", "处理："),
     }
-    names = {r.key: TITLES.get(r.key, (r.key, r.key))[chinese] for r in results}
+    names = {r.key: title(r.key, language) for r in results}
     width = max(map(display_width, names.values()))
     lines = []
     for r in results:
@@ -205,7 +285,7 @@ def pad(text: str, width: int) -> str:
 
 def verdict(lacking: Sequence[str], experiment: str, toy: bool, language: str) -> str:
     run = f"{experiment} --toy" if toy else experiment
-    names = [TITLES.get(key, (key, key))[language == "zh"] for key in lacking]
+    names = [title(key, language) for key in lacking]
     if language == "zh":
         return f"{run}：不能运行，缺少 {'、'.join(names)}" if lacking else f"{run}：可以运行"
     return f"{run} cannot run: {', '.join(names)}" if lacking else f"{run} can run"
@@ -231,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results = [check_python(sys.version_info[:3])]  # the rest does not run on it
     else:
         root = Path(options.data_root) if options.data_root else DATA_ROOT / "vqav2"
-        results = examine(options.toy, root)
+        results = examine(options.experiment, options.toy, root)
     if needs:
         results = [as_needed(r, needs) for r in results if r.key in needs.required | needs.useful]
     lacking = [
@@ -246,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
-        print(table(results, options.language))
+        print(table(results if needs else collapse_absent(results), options.language))
         if needs:
             print(verdict(lacking, options.experiment, options.toy, options.language))
     sys.exit(1 if lacking else 0)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shared import machine
-from shared.datasets_index import Archive, picture_count
+from shared.datasets_index import Archive, ByHand, picture_count
 from shared.fetch import human_size
 from shared.options import portable_path
 
@@ -35,6 +35,17 @@ class Result:
     detail: str
     detail_zh: str
     mend: str = ""
+    absent: bool = False  # of data and models: nothing of it is on this machine
+
+
+@dataclass(frozen=True)
+class ModelMemory:
+    """Bytes of a model's weights; what a run needs beside them is added in `check_memory`."""
+
+    name: str
+    float32: float
+    bfloat16: float
+    nf4: float  # with the language model's linear layers in 4 bits
 
 
 def check_python(version: tuple[int, ...]) -> Result:
@@ -140,7 +151,7 @@ def torch_install(wheel: str, torch_range: str) -> str:
 def check_torchvision(
     torch_version: str | None, version: str | None, requires: Sequence[str], error: str | None
 ) -> Result:
-    """torchvision is not needed, but one made for another torch breaks importing BLIP-2."""
+    """torchvision is not needed, but one made for another torch breaks importing the models."""
     if version is None:
         return Result("torchvision", "ok", "not installed, not needed", "未安装，也不需要")
     pip = machine.pip_command()
@@ -159,8 +170,8 @@ def check_torchvision(
     return Result(
         "torchvision",
         "missing",
-        said + ": importing BLIP-2 fails with it; nothing here needs it",
-        said_zh + "：会使 BLIP-2 无法导入；本项目不需要它",
+        said + ": importing the models fails with it; nothing here needs it",
+        said_zh + "：会使模型无法导入；本项目不需要它",
         mend,
     )
 
@@ -182,11 +193,13 @@ def check_bitsandbytes(facts: Mapping[str, Any], version_range: str) -> Result:
     return Result("bitsandbytes", "missing", said, said_zh, mend)
 
 
-def check_memory(available: int | None, gpus: Sequence[int], toy: bool) -> Result:
-    """`available` RAM and the total of each GPU, in bytes.
+def check_memory(
+    available: int | None, gpus: Sequence[int], model: ModelMemory | None, toy_command: str
+) -> Result:
+    """`available` RAM and the total of each GPU, in bytes; `model` None asks for the toy's 2 GB.
 
-    BLIP-2 OPT-2.7B has 3.745e9 weights: 7.5 GB in bfloat16, 15 GB in float32, and about 4 GB when
-    the linear layers of the language model (2.5e9) are NF4.
+    A GPU computes in bfloat16, a CPU in float32; half a gigabyte of activations is added on a
+    GPU, one on a CPU.
     """
     if available is None:
         return Result("memory", "warning", "cannot be read", "无法读取", "make setup")
@@ -199,21 +212,27 @@ def check_memory(available: int | None, gpus: Sequence[int], toy: bool) -> Resul
     if available < 2 * GB:
         said, said_zh = "; 2 GB are needed even for the toy", "；玩具模型也需要 2 GB"
         return Result("memory", "missing", shown + said, shown_zh + said_zh, "close other programs")
-    if toy or best >= 8 * GB or (not gpus and available >= 16 * GB):
+    if (
+        model is None
+        or best >= model.bfloat16 + GB / 2
+        or (not gpus and available >= model.float32 + GB)
+    ):
         return Result("memory", "ok", shown, shown_zh)
-    if best < 4 * GB and available < 5 * GB:
+    in_nf4 = human_size(model.nf4)
+    if best < model.nf4 and available < model.nf4 + GB:
         return Result(
             "memory",
             "missing",
-            shown + "; BLIP-2 OPT-2.7B needs about 4 GB even in 4 bits",
-            shown_zh + "；BLIP-2 OPT-2.7B 即使 4-bit 也需约 4 GB",
-            "python blip2_qlora/predict.py --toy",
+            f"{shown}; {model.name} needs about {in_nf4} even in 4 bits",
+            f"{shown_zh}；{model.name} 即使 4-bit 也需约 {in_nf4}",
+            toy_command,
         )
+    in_bf16 = human_size(model.bfloat16)
     return Result(
         "memory",
         "warning",
-        shown + "; BLIP-2 OPT-2.7B is 7.5 GB in bfloat16, about 4 GB in 4 bits",
-        shown_zh + "；BLIP-2 OPT-2.7B 在 bfloat16 下 7.5 GB，4-bit 下约 4 GB",
+        f"{shown}; {model.name} is {in_bf16} in bfloat16, about {in_nf4} in 4 bits",
+        f"{shown_zh}；{model.name} 在 bfloat16 下 {in_bf16}，4-bit 下约 {in_nf4}",
         "add --quantization nf4 to the scripts",
     )
 
@@ -235,10 +254,10 @@ def check_split(
     (None: there is no sample of it, or its questions are not here)."""
     lacking = [n for a in archives for n in a.files if not (root / n).is_file()]
     said, said_zh = [], []
-    whole = True
+    whole, some = True, len(lacking) < sum(len(a.files) for a in archives)
     for pictures in [a.pictures for a in archives if a.pictures]:
         have = picture_count(root / pictures.folder)
-        whole = whole and have >= pictures.count
+        whole, some = whole and have >= pictures.count, some or have > 0
         said.append(f"{pictures.folder}/ {have:,} of {pictures.count:,} pictures")
         said_zh.append(f"{pictures.folder}/ 图片 {have:,} / {pictures.count:,}")
     root_shown = portable_path(root)
@@ -254,13 +273,26 @@ def check_split(
     elif sample_absent:
         said.append(f"{sample_absent:,} of the default sample's are missing")
         said_zh.append(f"默认样本还缺 {sample_absent:,} 张")
-    return Result(key, "missing", "; ".join(said), "；".join(said_zh), command)
+    return Result(key, "missing", "; ".join(said), "；".join(said_zh), command, absent=not some)
+
+
+def check_by_hand(dataset: ByHand, data: Path) -> Result:
+    """A data set that comes by other programs, below the folder `data`."""
+    absent = dataset.absent(data)
+    where = portable_path(data / Path(dataset.files[0]).parent)
+    if not absent:
+        return Result(dataset.name, "ok", where, where)
+    more = f" (+{len(absent) - 1})" if len(absent) > 1 else ""
+    said, said_zh = f"not there: {absent[0]}{more}", f"缺少：{absent[0]}{more}"
+    mend = f"python -m shared.download {dataset.name}   # prints the commands"
+    nothing = len(absent) == len(dataset.files) + len(dataset.pictures)
+    return Result(dataset.name, "missing", said, said_zh, mend, absent=nothing)
 
 
 def check_model(key: str, folder: Path | None, problems: Sequence[str], mend: str) -> Result:
     """`folder` where the scripts would load it from, `problems` with what is in it."""
     if folder is None:
-        return Result(key, "missing", "not on this machine", "本机没有", mend)
+        return Result(key, "missing", "not on this machine", "本机没有", mend, absent=True)
     said = "; ".join([portable_path(folder), *problems])
     return Result(key, "missing" if problems else "ok", said, said, mend if problems else "")
 

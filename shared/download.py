@@ -5,6 +5,7 @@
     python -m shared.download coco2014 coco2017 --dry_run   sizes, time and places only
     python -m shared.download blip2-opt-2.7b              a model by its short name or Hub id
     python -m shared.download vqav2 --from ~/Downloads    files fetched by hand, without a network
+    python -m shared.download gqa                         not fetched here: prints the commands
 
 Sizes come first, an interrupted download continues with the same command, checksums are compared
 where somebody published them. Reads shared/datasets_index.json; writes data/vqav2, data/coco2017
@@ -373,16 +374,21 @@ def still_missing(plan: Plan) -> list[str]:
 
 
 def resolve_targets(index: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:
-    """("dataset", name) or ("model", Hub id) for each name; UserError suggests the nearest one."""
+    """("dataset", name) or ("model", Hub id) for each name; UserError suggests the nearest one.
+
+    For a data set that comes by other programs the error says which commands fetch it.
+    """
     known = {alias: entry["id"] for alias, entry in index["models"].items()}
     resolved = []
     for name in names:
+        if name in index["by_hand"]:
+            raise UserError(index["by_hand"][name].how_to())
         if name in index["datasets"]:
             resolved.append(("dataset", name))
         elif name in known or hub_models.is_hub_id(name):
             resolved.append(("model", known.get(name, name)))
         else:
-            choices = [*index["datasets"], *known, *known.values()]
+            choices = [*index["datasets"], *index["by_hand"], *known, *known.values()]
             near = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(choices)}"
             raise UserError(f"{name}: no data set and no model of that name; {hint}")
@@ -400,7 +406,8 @@ def parse_arguments(argv: Sequence[str] | None, index: Mapping[str, Any]) -> arg
         "targets",
         nargs="+",
         metavar="NAME",
-        help=f"{', '.join(index['datasets'])}, {', '.join(index['models'])}, or a Hub id ORG/NAME",
+        help=f"{', '.join(index['datasets'])}, {', '.join(index['models'])}, or a Hub id ORG/NAME; "
+        f"{', '.join(index['by_hand'])}: prints the commands that fetch it",
     )
     parser.add_argument("--dry_run", action="store_true", help="show sizes, time and places, stop")
     parser.add_argument(

@@ -2,8 +2,10 @@
 
 A model lies whole in `data/models/<org>/<name>/` with a `manifest.json` (Hub id, resolved commit,
 file sizes), written last. It is fetched into a hidden folder beside that place, where the Hub
-library continues interrupted files, and gets its name when all its files are there and whole. Only
-safetensors, JSON and tokenizer files are taken: no pickled weights, no remote code.
+library continues interrupted files, and gets its name when all its files are there and whole.
+Weights are taken as safetensors; only where a repository has none (CLIP ViT-L/14-336, Vicuna,
+Chinese-CLIP) as `pytorch_model*.bin`, which every loader here reads with `weights_only=True`.
+Beside them JSON and tokenizer files; no other pickles, no remote code.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,10 @@ from shared.options import DATA_ROOT, UserError, portable_path, read_json, write
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 UNWANTED = ("*/*", "*.bin.index.json", "manifest.json")  # other formats in subfolders; our own file
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
+SAFETENSORS_INDEX, BIN_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
+BIN_WEIGHTS = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")  # no variants such as .fp16.bin
+BIN_NOTE = "weights: pytorch_model*.bin (no safetensors there); read with weights_only=True alone"
+LEGACY_PICKLE = b"\x80\x02\x8a\x0a"  # torch before 1.6: a pickled magic number, no zip
 
 
 def is_hub_id(name: str) -> bool:
@@ -61,7 +68,10 @@ def get_model(
         if dry_run:
             return target
         shutil.rmtree(part, ignore_errors=True)
-        for file in wanted_files([f.name for f in source.iterdir() if f.is_file()]):
+        files = wanted_files([f.name for f in source.iterdir() if f.is_file()])
+        if is_bin_only(files):
+            print(f"  {BIN_NOTE}")
+        for file in files:
             link_or_copy(source / file, part / file)
         commit, origin = revision, "files fetched by hand"
     else:
@@ -93,12 +103,22 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
 
 
 def wanted_files(names: list[str]) -> list[str]:
-    return [
+    """What to take of a repository; its weights in one format: safetensors, else .bin."""
+    wanted = [
         name
         for name in names
         if any(fnmatch.fnmatch(name, p) for p in WANTED)
         and not any(fnmatch.fnmatch(name, p) for p in UNWANTED)
     ]
+    if any(name.endswith(".safetensors") for name in wanted):
+        return wanted
+    bins = [name for name in names if BIN_WEIGHTS.fullmatch(name)]
+    index = [name for name in names if name == BIN_INDEX and bins]
+    return [name for name in wanted if name != SAFETENSORS_INDEX] + bins + index
+
+
+def is_bin_only(files: list[str]) -> bool:
+    return any(BIN_WEIGHTS.fullmatch(name) for name in files)
 
 
 def fetch_from_hub(
@@ -117,12 +137,15 @@ def fetch_from_hub(
         info = HfApi().model_info(model_id, revision=revision, files_metadata=True, timeout=20)
         sizes = {s.rfilename: s.size or 0 for s in info.siblings}
         files = wanted_files(list(sizes))
-        if not any(name.endswith(".safetensors") for name in files):
+        if not is_bin_only(files) and not any(name.endswith(".safetensors") for name in files):
             raise UserError(
-                f"{model_id}: no safetensors weights there, and pickled ones are not loaded here"
+                f"{model_id}: no weights in it that are loaded here (*.safetensors, or else "
+                "pytorch_model*.bin)"
             )
         total = sum(sizes[name] for name in files)
         print(f"{model_id} at {info.sha}: {human_size(total)} in {len(files)} files {place}")
+        if is_bin_only(files):
+            print(f"  {BIN_NOTE}")
         if dry_run:
             return info.sha, constants.ENDPOINT
         there = sum(f.stat().st_size for f in part.rglob("*") if f.is_file())
@@ -181,6 +204,7 @@ def hub_problem(error: Exception, model_id: str, target: Path, known: Mapping[st
         f"  through a mirror:   HF_ENDPOINT=https://hf-mirror.com {command}\n"
         f"  from another machine{size}: hf download {model_id} --include {patterns}"
         f" --local-dir FOLDER\n"
+        '    (no *.safetensors there? then also: --include "pytorch_model*.bin*")\n'
         "  from ModelScope:    modelscope download --model ITS_ID_THERE --local_dir FOLDER\n"
         f"then, with FOLDER on this machine: {command} --from FOLDER\n"
         f"The files belong in {target}"
@@ -200,14 +224,17 @@ def find_model_folder(folder: Path, model_id: str) -> Path:
     found = []
     for here, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [f for f in folders if not f.startswith(".")]
-        if "config.json" in files and any(f.endswith(".safetensors") for f in files):
+        if "config.json" in files and (
+            is_bin_only(files) or any(f.endswith(".safetensors") for f in files)
+        ):
             found.append(Path(here))
     chosen = [f for f in found if names & set(f.parts[len(folder.parts) :])] or found
     if len(chosen) == 1:
         return chosen[0]
     if not chosen:
         raise UserError(
-            f"{folder}: no model in it; expected {model_id}'s config.json and *.safetensors"
+            f"{folder}: no model in it; expected {model_id}'s config.json and *.safetensors (or, "
+            "where it has none, pytorch_model*.bin)"
         )
     listed = ", ".join(str(f) for f in chosen[:5])
     raise UserError(f"{folder} holds several models: give one of them as --from: {listed}")
@@ -218,22 +245,72 @@ def folder_problems(folder: Path) -> list[str]:
     config_file = folder / "config.json"
     if not config_file.is_file():
         return ["config.json is missing"]
+    names = [f.name for f in folder.iterdir()]
+    use_bin = is_bin_only(wanted_files(names)) and SAFETENSORS_INDEX not in names
+    index_file = folder / (BIN_INDEX if use_bin else SAFETENSORS_INDEX)
     try:
         config = read_json(config_file)
-        index_file = folder / "model.safetensors.index.json"
-        shards = set(read_json(index_file)["weight_map"].values()) if index_file.is_file() else None
+        index = read_json(index_file) if index_file.is_file() else {}
+        shards = set(index["weight_map"].values()) if index else set()
     except (UserError, KeyError, AttributeError) as error:
         return [f"unreadable JSON ({error})"]
-    shards = shards or {f.name for f in folder.glob("*.safetensors")} or {"model.safetensors"}
-    problems = [p for name in sorted(shards) if (p := safetensors_problem(folder / name))]
-    if isinstance(config, dict) and config.get("model_type") == "blip-2":
-        if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-            problems.append("the tokenizer is missing (" + " or ".join(TOKENIZER_FILES[:2]) + ")")
-        if not any(
-            (folder / f"{kind}_config.json").is_file() for kind in ("preprocessor", "processor")
-        ):
-            problems.append("preprocessor_config.json is missing")
+    if use_bin:
+        shards = shards or {"pytorch_model.bin"}
+        problems = [p for name in sorted(shards) if (p := bin_problem(folder / name))]
+        problems += [] if problems else total_problem(folder, index, shards)
+    else:
+        shards = shards or {n for n in names if n.endswith(".safetensors")} or {"model.safetensors"}
+        problems = [p for name in sorted(shards) if (p := safetensors_problem(folder / name))]
+    return problems + companion_problems(config if isinstance(config, dict) else {}, names)
+
+
+def companion_problems(config: Mapping[str, Any], names: list[str]) -> list[str]:
+    """Tokenizer and picture preprocessing, where the architecture cannot be used without.
+
+    What generates text needs a tokenizer; a CLIP or SigLIP folder is read for its vision tower
+    alone. What has a vision part needs its preprocessing; the original LLaVA layout
+    (`mm_vision_tower`) leaves that in the tower's own repository.
+    """
+    kind = str(config.get("model_type", ""))
+    heads = ("ForCausalLM", "ForConditionalGeneration")
+    generates = any(str(a).endswith(heads) for a in config.get("architectures") or [])
+    problems = []
+    if (generates or kind in ("blip-2", "llava")) and not set(TOKENIZER_FILES) & set(names):
+        problems.append("the tokenizer is missing (" + " or ".join(TOKENIZER_FILES[:2]) + ")")
+    sees = kind == "blip-2" or kind.endswith("_vision_model") or "vision_config" in config
+    if sees and not {"preprocessor_config.json", "processor_config.json"} & set(names):
+        problems.append("preprocessor_config.json is missing")
     return problems
+
+
+def bin_problem(path: Path) -> str | None:
+    """None when torch's zip file is whole: its list of members stands at the very end.
+
+    Nothing is unpickled. Format: https://docs.pytorch.org/docs/stable/notes/serialization.html
+    """
+    if not path.is_file():
+        return f"{path.name} is missing"
+    with path.open("rb") as file:
+        start = file.read(len(LEGACY_PICKLE))
+    if start == LEGACY_PICKLE:
+        return None  # no list of members, so a cut shows only when it is loaded
+    if not start.startswith(b"PK"):
+        return f"{path.name} is not a file of torch weights"
+    try:
+        with zipfile.ZipFile(path) as members:
+            whole = any(name.endswith("data.pkl") for name in members.namelist())
+    except zipfile.BadZipFile:
+        return f"{path.name} is cut off ({path.stat().st_size:,} bytes)"
+    return None if whole else f"{path.name} is not a file of torch weights"
+
+
+def total_problem(folder: Path, index: Mapping[str, Any], shards: set[str]) -> list[str]:
+    """The index says how many bytes of tensors the shards hold together."""
+    wanted = (index.get("metadata") or {}).get("total_size") or 0
+    have = sum((folder / name).stat().st_size for name in shards)
+    if have >= wanted:
+        return []
+    return [f"the shards hold {have:,} bytes, {BIN_INDEX} says {wanted:,}"]
 
 
 def safetensors_problem(path: Path) -> str | None:

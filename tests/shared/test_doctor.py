@@ -120,24 +120,36 @@ def test_a_four_bit_layer_must_really_compute():
 
 
 @pytest.mark.parametrize(
-    ("ram_gb", "gpus_gb", "toy", "status"),
+    ("ram_gb", "gpus_gb", "experiment", "status"),
     [
-        (1, [], True, "missing"),
-        (4, [], True, "ok"),
-        (4, [], False, "missing"),
-        (12, [], False, "warning"),
-        (32, [], False, "ok"),
-        (12, [24], False, "ok"),
-        (12, [6], False, "warning"),
-        (1, [24], False, "missing"),
-        (None, [24], False, "warning"),
+        (1, [], None, "missing"),
+        (4, [], None, "ok"),
+        (4, [], "blip2_qlora", "missing"),
+        (12, [], "blip2_qlora", "warning"),
+        (32, [], "blip2_qlora", "ok"),
+        (12, [24], "blip2_qlora", "ok"),
+        (12, [8], "blip2_qlora", "ok"),
+        (12, [6], "blip2_qlora", "warning"),
+        (1, [24], "blip2_qlora", "missing"),
+        (None, [24], "blip2_qlora", "warning"),
+        (5, [], "llava_repro", "missing"),
+        (20, [], "llava_repro", "warning"),
+        (32, [], "llava_repro", "ok"),
+        (12, [16], "llava_repro", "ok"),
+        (12, [12], "llava_repro", "warning"),
     ],
 )
-def test_memory(ram_gb, gpus_gb, toy, status):
+def test_memory(ram_gb, gpus_gb, experiment, status):
     ram = None if ram_gb is None else ram_gb * 10**9
-    result = checks.check_memory(ram, [g * 10**9 for g in gpus_gb], toy)
+    model = doctor.NEEDS[experiment, False].memory if experiment else None
+    result = checks.check_memory(ram, [g * 10**9 for g in gpus_gb], model, "toy command")
     assert result.status == status
     assert bool(result.mend) == (status != "ok")
+    if ram_gb in (5, 20):
+        assert "LLaVA-1.5-7B" in result.detail
+        assert "BLIP-2" not in result.detail
+    if ram_gb == 5:
+        assert result.mend == "toy command"
 
 
 def test_disk():
@@ -269,19 +281,18 @@ def test_a_data_root_with_only_the_default_sample_is_enough(tmp_path):
 
 
 def all_ok() -> list[checks.Result]:
-    needs = doctor.NEEDS["blip2_qlora", False]
-    keys = sorted(needs.required | needs.useful | {"toy_model", "coco2014", "coco2017"})
+    keys = sorted(doctor.ALL.useful)
     return [checks.Result(key, "ok", "fine", "好") for key in keys]
 
 
 def examined(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
     results = [
-        dataclasses.replace(r, status="missing", detail="gone", mend="mend it")
+        dataclasses.replace(r, status="missing", detail="gone", mend="mend it", absent=True)
         if r.key in missing
         else r
         for r in all_ok()
     ]
-    monkeypatch.setattr(doctor, "examine", lambda toy, data_root: results)
+    monkeypatch.setattr(doctor, "examine", lambda experiment, toy, data_root: results)
 
 
 def exit_status(*argv: str) -> int:
@@ -297,10 +308,11 @@ def exit_status(*argv: str) -> int:
         (["bitsandbytes"], 1, 1),
         (["vqav2_val"], 0, 1),
         (["Salesforce/blip2-opt-2.7b"], 0, 1),
-        (["toy_model"], 1, 0),
+        (["toy_models"], 1, 0),
         (["vqav2_train"], 0, 0),
         (["coco2017"], 0, 0),
         (["browser", "font"], 0, 0),
+        (["llava-hf/llava-1.5-7b-hf", "pope"], 0, 0),
     ],
 )
 def test_the_exit_status_says_whether_the_experiment_can_run(monkeypatch, missing, toy, real):
@@ -308,6 +320,110 @@ def test_the_exit_status_says_whether_the_experiment_can_run(monkeypatch, missin
     assert exit_status("--for", "blip2_qlora", "--toy") == toy
     assert exit_status("--for", "blip2_qlora") == real
     assert exit_status() == 0
+
+
+@pytest.mark.parametrize(
+    ("missing", "toy", "real"),
+    [
+        ([], 0, 0),
+        (["packages"], 1, 1),
+        (["bitsandbytes"], 0, 0),
+        (["toy_models"], 1, 0),
+        (["llava-hf/llava-1.5-7b-hf"], 0, 1),
+        (["vqav2_val"], 0, 1),
+        (["pope", "gqa", "textvqa", "scienceqa"], 0, 0),
+        (["google/siglip-so400m-patch14-384", "llava_mix665k"], 0, 0),
+        (["Salesforce/blip2-opt-2.7b"], 0, 0),
+    ],
+)
+def test_what_llava_cannot_do_without(monkeypatch, missing, toy, real):
+    examined(monkeypatch, *missing)
+    assert exit_status("--for", "llava_repro", "--toy") == toy
+    assert exit_status("--for", "llava_repro") == real
+
+
+def test_an_absent_model_or_data_set_says_what_it_is_for(monkeypatch, capsys):
+    part = "meta-llama/Llama-3.2-1B-Instruct"
+    examined(monkeypatch, part, "pope", "llava_pretrain", "Salesforce/blip2-opt-2.7b")
+    exit_status("--for", "llava_repro")
+    shown = capsys.readouterr().out
+    assert f"warning  {part}  gone (to train the small English model)" in shown
+    assert re.search(r"^warning +LLaVA stage 1 data +gone \(to train", shown, re.MULTILINE)
+    assert re.search(r"^warning +POPE +gone$", shown, re.MULTILINE)
+    assert "blip2" not in shown
+
+
+def test_without_an_experiment_what_is_not_here_is_one_line_and_all_fits_a_screen(
+    monkeypatch, capsys
+):
+    gone = [r.key for r in all_ok() if r.key not in doctor.BASE | doctor.PAGES | {"bitsandbytes"}]
+    examined(monkeypatch, *gone)
+    exit_status()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24
+    line = next(line for line in lines if line.startswith("warning  not here"))
+    assert all(doctor.title(key, "en") in line for key in gone)
+    assert (
+        lines[lines.index(line) + 1].split("mend: ")[1].startswith("python -m shared.doctor --for")
+    )
+    exit_status("--json")
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert {r["key"] for r in results if r["absent"]} == set(gone)  # each on its own there
+
+
+def test_toy_models_are_one_line_that_names_the_broken_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "DATA_ROOT", tmp_path)
+    for name, size in (("clip", 8), ("llava", 7)):
+        folder = tmp_path / "toy_models" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        header = b'{"w": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}}'
+        weights = len(header).to_bytes(8, "little") + header + bytes(size)
+        (folder / "model.safetensors").write_bytes(weights)
+    whole = doctor.toy_models_result(["clip"])
+    assert (whole.status, whole.mend) == ("ok", "")
+    result = doctor.toy_models_result(["clip", "qwen2", "llava"])
+    assert result.status == "missing"
+    assert "qwen2: config.json is missing" in result.detail
+    assert "llava: model.safetensors is cut off" in result.detail
+    mended = re.findall(r"toy_models/(\w+)", result.mend)
+    assert mended == ["qwen2", "llava"]
+
+
+def write(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("")
+
+
+def test_a_data_set_by_other_programs_needs_its_files_and_one_of_its_picture_folders(tmp_path):
+    pope = datasets_index.load_index()["by_hand"]["pope"]
+    nothing = checks.check_by_hand(pope, tmp_path)
+    assert (nothing.status, nothing.absent) == ("missing", True)
+    assert nothing.mend.startswith("python -m shared.download pope")
+    write(tmp_path, *pope.files)
+    # of VQAv2 only the default sample's pictures are here, which are not POPE's
+    write(tmp_path, *(f"vqav2/val2014/{i}.jpg" for i in range(600)))
+    some = checks.check_by_hand(pope, tmp_path)
+    assert (some.status, some.absent) == ("missing", False)
+    assert some.detail == "not there: pope/val2014/"
+    write(tmp_path, *(f"pope/val2014/{i}.jpg" for i in range(499)))
+    assert checks.check_by_hand(pope, tmp_path).status == "missing"
+    write(tmp_path, "pope/val2014/499.jpg")
+    assert checks.check_by_hand(pope, tmp_path).status == "ok"
+
+
+def test_the_files_asked_for_are_those_that_the_benchmarks_read(tmp_path):
+    """Toy data sets in the official layouts, under the names of the real ones."""
+    from llava_repro.tasks import TASKS
+    from shared.toy_world import benchmarks
+
+    for name in ("pope", "gqa", "textvqa", "scienceqa"):
+        folder = tmp_path / TASKS[name].data_folder
+        getattr(benchmarks, f"ensure_{name}")(folder)
+        by_hand = datasets_index.load_index()["by_hand"][name]
+        absent = [n for n in by_hand.absent(tmp_path) if not n.endswith("/")]
+        assert absent == [], name
 
 
 def test_what_an_experiment_can_do_without_is_a_warning_and_other_things_are_not_shown(

@@ -38,6 +38,7 @@ class FileServer:
         self.honours_if_range = True
         self.etags = True
         self.content_type = "application/octet-stream"
+        self.gated = False
         self.requests: list[tuple[str, str | None]] = []
         outer = self
 
@@ -66,6 +67,12 @@ class FileServer:
             handler.send_response(self.statuses.pop(0) if self.statuses else 404)
             if path.startswith("/api/models/"):
                 handler.send_header("X-Error-Code", "RepoNotFound")
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+            return
+        if self.gated and "/resolve/" in path:
+            handler.send_response(401)
+            handler.send_header("X-Error-Code", "GatedRepo")
             handler.send_header("Content-Length", "0")
             handler.end_headers()
             return
@@ -404,6 +411,7 @@ def world(server, tmp_path, monkeypatch) -> FileServer:
             },
         },
         "models": {"blip2-opt-2.7b": {"id": "Salesforce/blip2-opt-2.7b", "bytes": 15_000_000_000}},
+        "by_hand": {},
     }
     for name, members in zips.items():
         content = make_zip(made / name, members)
@@ -652,6 +660,7 @@ def test_a_misspelt_name_gets_the_nearest_one(name, suggestion):
         (["vqav2", "coco2017", "--data_root", "x"], "different places"),
         (["vqav2", "--revision", "x"], "--revision is for models"),
         (["coco2017", "--splits", "test", "--dry_run"], "coco2017 has no split test"),
+        (["gqa"], "GQA .* is not fetched by this command"),
     ],
 )
 def test_flags_that_do_not_belong_together(argv, message):
@@ -671,6 +680,61 @@ def test_the_committed_index_is_consistent():
     for entry in index["datasets"].values():
         for names in entry["splits"].values():
             assert set(names) <= set(index["archives"])
+    names = [*index["datasets"], *index["by_hand"], *index["models"]]
+    assert len(names) == len(set(names))
+
+
+def test_every_model_of_a_preset_has_a_short_name():
+    ids = {entry["id"] for entry in datasets_index.load_index()["models"].values()}
+    presets = [p.read_text() for p in REPO_ROOT.glob("llava_repro/configs/*.yaml")]
+    parts = {
+        part
+        for text in presets
+        for part in re.findall(r"^(?:vision_tower|language_model): *(\S+)", text, re.MULTILINE)
+    }
+    assert len(parts) >= 6
+    assert parts <= ids
+
+
+@pytest.mark.parametrize("name", ["pope", "gqa", "textvqa", "scienceqa", "llava_pretrain"])
+def test_a_data_set_that_is_not_fetched_here_says_how_it_comes(name):
+    entry = datasets_index.load_index()["by_hand"][name]
+    with pytest.raises(UserError) as caught:
+        run(name)
+    message = str(caught.value)
+    assert entry.homepage in message
+    assert all(command in message for command in entry.commands)
+    assert all(f"data/{file}" in message for file in entry.files)
+
+
+def test_the_data_page_names_every_data_set_and_command():
+    page = (REPO_ROOT / "data/README.md").read_text(encoding="utf-8")
+    index = datasets_index.load_index()
+    for name, entry in index["by_hand"].items():
+        assert entry.homepage in page, name
+        assert all(command in page for command in entry.commands), name
+    for name in (*index["datasets"], *index["models"]):
+        assert f"`{name}`" in page
+
+
+def test_the_command_for_popes_pictures_fetches_each_once(server, tmp_path):
+    """The published line, its server replaced by the local one."""
+    entry = datasets_index.load_index()["by_hand"]["pope"]
+    names = [f"COCO_val2014_{i:012}.jpg" for i in range(30)]
+    for name in names:
+        server.files[f"/val2014/{name}"] = name.encode()
+    rows = [{"question_id": i, "image": name} for i, name in enumerate([*names, *names])]
+    folder = tmp_path / "data/pope"
+    folder.mkdir(parents=True)
+    for split in ("random", "popular"):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"coco_pope_{split}.json").write_text(text)
+    command = entry.commands[1].replace("http://images.cocodataset.org", server.url)
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, timeout=60)
+    assert {p.name: p.read_bytes() for p in (folder / "val2014").iterdir()} == {
+        name: name.encode() for name in names
+    }
+    assert len(server.requests) == len(names)
 
 
 def test_help_is_quick_and_imports_no_torch():
@@ -818,6 +882,16 @@ def test_without_a_network_a_model_says_what_to_do(tmp_path):
     assert "about 15.0 GB" in dry.stdout
 
 
+def test_a_gated_model_says_where_its_terms_are_accepted(hub, tmp_path):
+    """Sizes are public, the files are not."""
+    hub.gated = True
+    done = run_in_process_of_its_own(tmp_path, hub.url, "blip2-opt-2.7b")
+    assert done.returncode == 2
+    assert f"is gated: accept its terms at {hub.url}/{MODEL}" in done.stderr
+    assert "hf auth login" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_model_that_the_hub_does_not_have_gets_the_nearest_name(hub, tmp_path):
     done = run_in_process_of_its_own(tmp_path, hub.url, "Salesforce/blip2-opt-2.7")
     assert done.returncode == 2
@@ -831,9 +905,9 @@ def models_here(tmp_path, monkeypatch) -> Path:
 
 
 class FakeInfo:
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], sizes: dict[str, int]) -> None:
         self.sha = COMMIT
-        sizes = {n: len(c) for n, c in (MODEL_FILES | NOT_WANTED).items()}
+        sizes = {n: len(c) for n, c in (MODEL_FILES | NOT_WANTED).items()} | sizes
         self.siblings = [type("F", (), {"rfilename": n, "size": sizes[n]}) for n in names]
 
 
@@ -842,11 +916,11 @@ def fake_hub(models_here, monkeypatch) -> dict:
     """`snapshot_download` and `model_info` replaced; `calls` keeps what they were asked for."""
     import huggingface_hub
 
-    calls: dict = {"names": [*MODEL_FILES, *NOT_WANTED], "files": dict(MODEL_FILES)}
+    calls: dict = {"names": [*MODEL_FILES, *NOT_WANTED], "files": dict(MODEL_FILES), "sizes": {}}
 
     def model_info(self, repo_id: str, **keywords: object) -> FakeInfo:
         calls["info"] = {"repo_id": repo_id, **keywords}
-        return FakeInfo(calls["names"])
+        return FakeInfo(calls["names"], calls["sizes"])
 
     def snapshot_download(repo_id: str, **keywords: object) -> str:
         calls["snapshot"] = {"repo_id": repo_id, **keywords}
@@ -870,11 +944,116 @@ def test_only_safetensors_json_and_tokenizer_files_of_the_resolved_commit_are_as
     assert set(fake_hub["snapshot"]["allow_patterns"]) == set(MODEL_FILES)
 
 
-def test_a_model_with_pickled_weights_only_is_refused(fake_hub):
-    fake_hub["names"] = ["config.json", "pytorch_model.bin"]
-    with pytest.raises(UserError, match="no safetensors weights"):
+def test_a_repository_without_weights_that_are_loaded_here_is_refused(fake_hub):
+    fake_hub["names"] = ["config.json", "modeling_custom.py", "onnx/model.safetensors"]
+    with pytest.raises(UserError, match="no weights in it that are loaded here"):
         run("blip2-opt-2.7b")
     assert "snapshot" not in fake_hub
+
+
+def torch_zip(n_bytes: int = 64) -> bytes:
+    """What torch.save writes, to the eye of a check that unpickles nothing."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as members:
+        members.writestr("archive/data.pkl", b"a pickle")
+        members.writestr("archive/data/0", bytes(n_bytes))
+    return content.getvalue()
+
+
+def bin_index(total: int) -> bytes:
+    shards = {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": shards}).encode()
+
+
+BIN_FILES = {
+    "config.json": b'{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}',
+    "pytorch_model-00001-of-00002.bin": torch_zip(40_000),
+    "pytorch_model-00002-of-00002.bin": torch_zip(50_000),
+    "pytorch_model.bin.index.json": bin_index(90_000),
+    "tokenizer.model": b"pieces",
+}
+
+
+def test_only_where_there_are_no_safetensors_bin_files_are_taken(fake_hub, models_here, capsys):
+    fake_hub["names"] = list(MODEL_FILES | NOT_WANTED)
+    run("blip2-opt-2.7b")
+    assert ".bin" not in capsys.readouterr().out
+    others = {"training_args.bin": b"", "pytorch_model.fp16.bin": b"", "consolidated.00.pth": b""}
+    fake_hub["names"], fake_hub["files"] = [*BIN_FILES, *others], BIN_FILES
+    fake_hub["sizes"] = {n: len(c) for n, c in (BIN_FILES | others).items()}
+    run("vicuna-7b-v1.5")
+    assert set(fake_hub["snapshot"]["allow_patterns"]) == set(BIN_FILES)
+    shown = capsys.readouterr().out
+    assert "weights: pytorch_model*.bin (no safetensors there)" in shown
+    assert "weights_only=True" in shown
+    folder = models_here / "lmsys/vicuna-7b-v1.5"
+    assert {p.name for p in folder.iterdir()} == {*BIN_FILES, "manifest.json"}
+    assert hub_models.folder_problems(folder) == []
+    run("vicuna-7b-v1.5")
+    assert "in place" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pytorch_model-00002-of-00002.bin": None}, "of-00002.bin is missing"),
+        ({"pytorch_model-00002-of-00002.bin": torch_zip(50_000)[:-30]}, "is cut off"),
+        ({"pytorch_model-00002-of-00002.bin": b"<html>no</html>"}, "not a file of torch weights"),
+        ({"pytorch_model-00002-of-00002.bin": torch_zip(49)}, "says 90,000"),
+        ({"pytorch_model.bin.index.json": b"{"}, "not valid JSON"),
+        ({"tokenizer.model": None}, "the tokenizer is missing"),
+    ],
+)
+def test_an_incomplete_folder_of_bin_files_is_refused(models_here, tmp_path, change, message):
+    files = {n: c for n, c in (BIN_FILES | change).items() if c is not None}
+    write_model(tmp_path / "netdisk/vicuna-7b-v1.5", files)
+    with pytest.raises(BrokenFileError, match=message):
+        run("vicuna-7b-v1.5", "--from", tmp_path / "netdisk")
+    assert not (models_here / "lmsys/vicuna-7b-v1.5").exists()
+
+
+def test_torchs_older_format_is_known_and_a_lone_file_needs_no_index(models_here, tmp_path):
+    files = {
+        "config.json": b'{"model_type": "clip", "vision_config": {}}',
+        "pytorch_model.bin": b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
+        "preprocessor_config.json": b"{}",
+    }
+    write_model(tmp_path / "netdisk", files)
+    run("clip-vit-large-patch14-336", "--from", tmp_path / "netdisk")
+    assert (models_here / "openai/clip-vit-large-patch14-336/pytorch_model.bin").is_file()
+
+
+@pytest.mark.parametrize(
+    ("config", "lacking"),
+    [
+        ({"model_type": "blip-2"}, ["tokenizer", "preprocessor"]),
+        (
+            {"model_type": "llava", "vision_config": {}, "text_config": {}},
+            ["tokenizer", "preprocessor"],
+        ),
+        ({"model_type": "llava", "mm_vision_tower": "openai/clip"}, ["tokenizer"]),
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, ["tokenizer"]),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, ["tokenizer"]),
+        (
+            {"model_type": "clip", "architectures": ["CLIPModel"], "vision_config": {}},
+            ["preprocessor"],
+        ),
+        ({"model_type": "siglip", "vision_config": {}, "text_config": {}}, ["preprocessor"]),
+        ({"model_type": "siglip_vision_model"}, ["preprocessor"]),
+        ({"model_type": "bert"}, []),
+    ],
+)
+def test_each_architecture_has_what_it_cannot_be_used_without(tmp_path, config, lacking):
+    folder = write_model(
+        tmp_path / "m",
+        {"config.json": json.dumps(config).encode(), "model.safetensors": safetensors()},
+    )
+    problems = " ".join(hub_models.folder_problems(folder))
+    for word in ("tokenizer", "preprocessor"):
+        assert (word in problems) == (word in lacking), problems
+    for name in ("tokenizer.json", "processor_config.json"):
+        (folder / name).write_text("{}")
+    assert hub_models.folder_problems(folder) == []
 
 
 def test_a_model_that_does_not_fit_is_not_begun(fake_hub, monkeypatch):
