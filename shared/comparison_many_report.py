@@ -81,7 +81,9 @@ def make_report_of_all(
     sections.append(Section("what-ran", words["what_ran"], ran))
     footer = [words["made_by"].format(command=made_by, date=date)]
     if is_scored:
-        footer.insert(0, words["method_many"].format(seed=comparison["seed"]))
+        used = dict.fromkeys(row["test"] for row in comparison["pairs"] if row["test"])
+        tests = words["list_comma"].join(words[test] for test in used) or "–"
+        footer.insert(0, words["method_many"].format(seed=comparison["seed"], tests=tests))
     return Report(
         title=words["title_many"].format(n=len(runs)),
         subtitle=subtitle(comparison, words),
@@ -135,9 +137,8 @@ def subtitle(comparison: Comparison, words: Words) -> str:
 
 
 def is_clear(row: Mapping[str, Any]) -> bool:
-    """A difference that interval, Holm's p and the clustered test all show."""
-    p_values = [row["p_holm"], row["p_value_clustered"]]
-    return told_apart(row) and all(p is not None and p <= 0.05 for p in p_values)
+    """A difference that both the interval and Holm's p show."""
+    return told_apart(row) and row["p_holm"] is not None and row["p_holm"] <= 0.05
 
 
 def verdict(comparison: Comparison, words: Words) -> str:
@@ -272,8 +273,7 @@ def pairs_table(comparison: Comparison, words: Words) -> Table:
 
 
 def pair_header(words: Words) -> list[str]:
-    return [words["pair"], words["n"], words["difference"], words["p_holm"], words["p_clustered"],
-            words["outcomes"]]  # fmt: skip
+    return [words[key] for key in ("pair", "n", "difference", "p_holm", "outcomes")]
 
 
 def pair_cells(comparison: Comparison, row: Mapping[str, Any]) -> list[str]:
@@ -282,7 +282,6 @@ def pair_cells(comparison: Comparison, row: Mapping[str, Any]) -> list[str]:
         f"{row['n']:,}",
         parts.difference_with_interval(row),
         p_value(row["p_holm"]),
-        p_value(row["p_value_clustered"]),
         f"{row['wins']} / {row['ties']} / {row['losses']}",
     ]
 

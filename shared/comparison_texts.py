@@ -108,17 +108,14 @@ TEXTS: dict[str, dict[str, str]] = {
         "hold.",
         "pairs": "Every pair",
         "pair": "Pair",
-        "p_clustered": "p (by picture)",
         "pairs_note": "Second minus first, in percentage points with 95 % intervals (bootstrap "
-        "over pictures). p of the paired test, adjusted by Holm's method over the pairs; beside "
-        "it the sign-flip test clustered by picture, not adjusted. A coloured edge: p (Holm) is at "
-        "most 0.05.",
+        "over pictures). p of the paired test, adjusted by Holm's method over the pairs. A "
+        "coloured edge: p is at most 0.05.",
         "type_note_many": "Percent with 95 % intervals (bootstrap over pictures).",
         "divided": "Right in some runs, wrong in others",
         "all_wrong": "Wrong in every run",
         "method_many": "Intervals: percentile bootstrap over pictures, 2,000 resamples, seed "
-        "{seed}. Tests: McNemar's exact test where answers are right or wrong, sign flips "
-        "clustered by picture where they are graded.",
+        "{seed}. Tests: {tests}.",
         "summary_pair": "  {pair}: {difference}, p {p} (Holm), n {n}; {wins} better, {ties} equal, "
         "{losses} worse",
         "choices": "Choices",
@@ -282,15 +279,12 @@ TEXTS: dict[str, dict[str, str]] = {
         "banner_forced_many": "因 --force 而显示，只比较各次运行共有的 {n:,} 个问题。",
         "pairs": "两两比较",
         "pair": "两次运行",
-        "p_clustered": "p（按图片）",
         "pairs_note": "后者减前者，百分点及 95 % 区间（按图片自助抽样）。p 为配对检验，在各对之间"
-        "按 Holm 方法校正；旁边是按图片分组的符号翻转检验，未校正。"
-        "左侧有色条：p（Holm）不大于 0.05。",
+        "按 Holm 方法校正。左侧有色条：p 不大于 0.05。",
         "type_note_many": "百分比及 95 % 区间（按图片自助抽样）。",
         "divided": "有的运行答对，有的答错",
         "all_wrong": "每次运行都答错",
-        "method_many": "区间：按图片自助抽样的百分位区间，2,000 次，种子 {seed}。检验："
-        "回答非对即错时用 McNemar 精确检验，得分有高低时用按图片分组的符号翻转检验。",
+        "method_many": "区间：按图片自助抽样的百分位区间，2,000 次，种子 {seed}。检验：{tests}。",
         "summary_pair": "  {pair}：{difference}，p {p}（Holm），n {n}；{wins} 个更好，"
         "{ties} 个相同，{losses} 个更差",
         "choices": "选项",
