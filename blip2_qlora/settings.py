@@ -143,8 +143,12 @@ class TrainOptions(ModelOptions, ToyOptions):
         default=None, metadata={"help": "own rows: JSONL or CSV with image, question, answer"}
     )
     limit: int = field(default=0, metadata={"help": "train questions drawn with --seed, 0 = all"})
-    validation_questions: int = field(
-        default=500, metadata={"help": "held out by picture from the train split, 0 = none"}
+    validation_questions: int | None = field(
+        default=None,
+        metadata={
+            "help": "held out by picture from the train split, 0 = none (default: 500, of fewer "
+            "than 2,500 questions a fifth)"
+        },
     )
     questions_per_picture: int = field(
         default=6, metadata={"help": "at most so many questions share one encoded picture"}
@@ -163,9 +167,15 @@ class TrainOptions(ModelOptions, ToyOptions):
     )
 
     def __post_init__(self) -> None:
-        least = {"questions_per_picture": 1, "lora_rank": 1, "limit": 0, "validation_questions": 0}
+        least = {
+            "questions_per_picture": 1, "lora_rank": 1, "lora_alpha": 1, "limit": 0,
+            "validation_questions": 0,
+        }  # fmt: skip
         for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise UserError(f"--{name} {getattr(self, name)}: at least {bound}")
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise UserError(f"--{name} {value}: at least {bound}")
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"--lora_dropout {self.lora_dropout}: at least 0, less than 1")
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"--batch_size {self.batch_size}: at least one picture at a time")

@@ -67,10 +67,21 @@ TOY_DEFAULTS = {
 
 def main(options: TrainOptions, training: TrainingArguments) -> None:
     # Data
-    from blip2_qlora.training_data import check_pictures, group_by_picture, hold_out, load_questions
+    from blip2_qlora.training_data import (
+        check_pictures,
+        default_held_out,
+        group_by_picture,
+        hold_out,
+        load_questions,
+    )
 
     rows = load_questions(options, training.seed)
-    learned, held_out = hold_out(rows.questions, options.validation_questions, training.seed)
+    by_default = options.validation_questions is None
+    if options.validation_questions is None:
+        options.validation_questions = default_held_out(rows.questions)
+    learned, held_out = hold_out(
+        rows.questions, options.validation_questions, training.seed, keep_one=by_default
+    )
     groups = group_by_picture(learned, options.questions_per_picture)
     if training.max_steps < 1:
         training.max_steps = steps_of_epochs(training, len(groups))

@@ -32,6 +32,7 @@ from shared.images import ImageError, header_size, open_image
 from shared.options import UserError
 from shared.vqav2 import Question, QuestionSet, load_rows, load_split
 
+DEFAULT_HELD_OUT, DEFAULT_SHARE = 500, 5  # questions for validation; at most one in five
 HEADERS_CHECKED = 2000  # before training; the rest is met, and counted, on the way
 
 
@@ -62,12 +63,21 @@ def group_by_picture(questions: Sequence[Question], most: int) -> list[PictureGr
     ]
 
 
+def default_held_out(questions: Sequence[Question]) -> int:
+    """How many questions are held out unless the user says: 500, of a small sample a fifth, and
+    none where they are all about one picture."""
+    if len({question.image for question in questions}) < 2:
+        return 0
+    return min(DEFAULT_HELD_OUT, len(questions) // DEFAULT_SHARE)
+
+
 def hold_out(
-    questions: Sequence[Question], n: int, seed: int
+    questions: Sequence[Question], n: int, seed: int, *, keep_one: bool = False
 ) -> tuple[list[Question], list[Question]]:
     """(for training, about `n` for validation) with no picture in both.
 
-    Raises UserError when holding out would leave nothing to train on.
+    Raises UserError when holding out would leave nothing to train on; with `keep_one` the last
+    picture is left for training instead.
     """
     pictures = sorted({question.image for question in questions})
     random.Random(seed).shuffle(pictures)
@@ -77,7 +87,7 @@ def hold_out(
     held: set[Path] = set()
     total = 0
     for picture in pictures:
-        if total >= n:
+        if total >= n or (keep_one and len(held) == len(pictures) - 1):
             break
         held.add(picture)
         total += counts[picture]

@@ -115,7 +115,8 @@ def parse_training_options(
 
     `training_defaults` are this script's values for fields of TrainingArguments; `toy_defaults` may
     name fields of both. `option_class` has `batch_size` (None, or an alias of
-    --per_device_train_batch_size) and `device`, which maps to TrainingArguments' `use_cpu`.
+    --per_device_train_batch_size) and `device`, which maps to TrainingArguments' `use_cpu`. Raises
+    UserError for numbers that no training can have.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(argv):  # without the 4 to 9 seconds of importing TrainingArguments
@@ -157,6 +158,9 @@ def parse_training_options(
         options, training = parse_known(parser, argv)
     except (ImportError, ValueError) as error:  # TrainingArguments' own checks of its flags
         parser.error(str(error))
+    from shared.training_flags import check_numbers
+
+    check_numbers(training)
     if toy and prepare_toy is not None:
         prepare_toy()
     return options, training

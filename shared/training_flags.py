@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 OWN_VALIDATION = "validation is the experiment's own and doesn't read it"
-BEST_IS_KEPT = "the best weights of every validation are kept anyway (adapter/, best.json)"
+BEST_IS_KEPT = "which weights are the result is the experiment's rule; best.json names the best step"
 COMPUTE = "the models compute in --dtype, in training and in validation"
 # Flag -> why it can't have another value than transformers' default.
 REFUSED = {
@@ -36,7 +36,7 @@ REFUSED = {
     "load_best_model_at_end": BEST_IS_KEPT,
     "metric_for_best_model": BEST_IS_KEPT,
     "greater_is_better": BEST_IS_KEPT,
-    "save_only_model": "such a checkpoint could not be continued; adapter/ is the small thing",
+    "save_only_model": "such a checkpoint could not be continued; the result's folder is small",
     "ignore_data_skip": "a continued run would see other data than an uninterrupted one",
     "use_cache": "in training each sample is read once, there is nothing to keep",
     "dataloader_persistent_workers": "a continued run would draw other random numbers",
@@ -51,6 +51,26 @@ REFUSED = {
     "include_for_metrics": OWN_VALIDATION,
     "batch_eval_metrics": OWN_VALIDATION,
     "label_names": OWN_VALIDATION,
+}
+# Flag -> (smallest value, largest or None). Outside of them a training crashes when the model is
+# loaded and config.json written, or runs and learns nothing.
+BOUNDS: dict[str, tuple[float, float | None]] = {
+    "per_device_train_batch_size": (1, None),
+    "per_device_eval_batch_size": (1, None),
+    "gradient_accumulation_steps": (1, None),
+    "learning_rate": (0, None),
+    "weight_decay": (0, None),
+    "max_grad_norm": (0, None),
+    "warmup_steps": (0, None),
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "adam_epsilon": (0, None),
+    "logging_steps": (0, None),
+    "eval_steps": (0, None),
+    "save_steps": (0, None),
+    "save_total_limit": (0, None),
+    "dataloader_num_workers": (0, None),
+    "seed": (0, None),
 }
 # These don't change what comes out: a run may be continued with others.
 NEUTRAL = frozenset(
@@ -100,6 +120,7 @@ def check_training_flags(training: TrainingArguments) -> None:
             "before their picture is read; random or sequential"
         )
     problems += [
+        *number_problems(training),
         *resume_problems(training),
         *report_problems(training),
         *optimizer_problems(training),
@@ -114,8 +135,33 @@ def check_training_flags(training: TrainingArguments) -> None:
             "--fsdp: sharded weights are not gathered for checkpoints and adapters yet; accelerate "
             "launch without it shares the batches (DDP)"
         )
+    refuse(problems)
+
+
+def check_numbers(training: TrainingArguments) -> None:
+    """Raises UserError that names every number which is out of its bounds."""
+    refuse(number_problems(training))
+
+
+def refuse(problems: list[str]) -> None:
     if problems:
         raise UserError("\n  ".join(["these training flags do not work here:", *problems]))
+
+
+def number_problems(training: TrainingArguments) -> list[str]:
+    """Numbers that no training can have; `parse_training_options` asks for them too, as scripts
+    divide by batch sizes before anything else."""
+    problems = []
+    for name, (least, most) in BOUNDS.items():
+        value = getattr(training, name)
+        if value is None:
+            continue
+        if not math.isfinite(value) or value < least or (most is not None and value > most):
+            between = f"at least {least}" if most is None else f"between {least} and {most}"
+            problems.append(f"--{name} {value}: {between}")
+    if training.max_steps < 1 and not 0 < training.num_train_epochs < math.inf:
+        problems.append(f"--num_train_epochs {training.num_train_epochs}: more than 0")
+    return problems
 
 
 def resume_problems(training: TrainingArguments) -> list[str]:

@@ -24,7 +24,13 @@ from blip2_qlora import adapters, blip2
 from blip2_qlora.planning import adapter_plan
 from blip2_qlora.predict import PredictOptions, predict
 from blip2_qlora.train import main, parse
-from blip2_qlora.training_data import PictureGroup, VqaCollator, group_by_picture, hold_out
+from blip2_qlora.training_data import (
+    PictureGroup,
+    VqaCollator,
+    default_held_out,
+    group_by_picture,
+    hold_out,
+)
 from blip2_qlora.validation import validate
 from shared import training as shared_training
 from shared.loading import fingerprint
@@ -192,6 +198,32 @@ def test_holding_out_everything_is_an_error(small_vqav2):
         hold_out(questions, 1000, seed=0)
     learned, held_out = hold_out(questions, 0, seed=0)
     assert (len(learned), held_out) == (150, [])
+
+
+@pytest.mark.parametrize(("limit", "held"), [(150, 30), (20, 4), (4, 0)])
+def test_by_default_a_small_sample_gives_a_fifth(
+    tiny_blip2_opt, small_vqav2, tmp_path, capsys, limit, held
+):
+    """`--limit 100` alone used to be refused: 500 were to be held out. What is asked for is not
+    scaled."""
+    argv = flags(tiny_blip2_opt, small_vqav2, tmp_path / "run", "--limit", str(limit), "--dry_run")
+    at = argv.index("--validation_questions")
+    main(*parse(argv[:at] + argv[at + 2 :]))
+    (said,) = re.findall(r"(\d+) questions held out", capsys.readouterr().out)
+    assert held <= int(said) <= held + 10  # whole pictures
+    assert default_held_out(load_split(small_vqav2, "train2014").sample(limit, 0).questions) == held
+    with pytest.raises(UserError, match="a smaller --validation_questions"):
+        main(*parse([*argv, "--validation_questions", "500"]))
+
+
+def test_by_default_one_picture_is_left_to_train_on():
+    """One picture with one question, one with 99: a fifth of them would be both pictures."""
+    rows = [question(Path(f"{i > 0}.jpg"), "What?", "red", str(i)) for i in range(100)]
+    for seed in range(4):
+        learned, held_out = hold_out(rows, default_held_out(rows), seed, keep_one=True)
+        assert {len(learned), len(held_out)} == {1, 99}
+    assert default_held_out(rows[1:]) == 0
+    assert default_held_out(rows * 100) == 500
 
 
 def said_by(model: Any, processor: Any, argv: list[str]) -> list[dict]:
@@ -823,6 +855,26 @@ def test_flags_that_do_not_work_are_refused_before_the_model_is_loaded(
         argv = flags(tiny_blip2_opt, small_vqav2, tmp_path / "run", *more, *rehearsal)
         with pytest.raises(UserError, match=r"--label_smoothing_factor 0.1: (.|\n)*--save_only_m"):
             main(*parse(argv))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--per_device_train_batch_size", "0"),
+        ("--per_device_eval_batch_size", "0"),
+        ("--gradient_accumulation_steps", "0"),
+        ("--learning_rate", "-1"),
+        ("--lora_dropout", "2"),
+        ("--lora_alpha", "0"),
+    ],
+)
+def test_a_number_out_of_bounds_is_one_message_and_writes_nothing(
+    tiny_blip2_opt, small_vqav2, tmp_path, flag, value
+):
+    """config.json used to stand already, so that the mended command was refused too."""
+    with pytest.raises(UserError, match=rf"{flag} {value}"):
+        main(*parse(flags(tiny_blip2_opt, small_vqav2, tmp_path / "run", flag, value)))
     assert not (tmp_path / "run").exists()
 
 

@@ -89,6 +89,28 @@ def test_all_that_is_refused_is_named_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("per_device_train_batch_size", 0, "--per_device_train_batch_size 0: at least 1"),
+        ("per_device_eval_batch_size", 0, "--per_device_eval_batch_size 0: at least 1"),
+        ("gradient_accumulation_steps", 0, "--gradient_accumulation_steps 0: at least 1"),
+        ("learning_rate", -1.0, "--learning_rate -1.0: at least 0"),
+        ("learning_rate", float("nan"), "--learning_rate nan: at least 0"),
+        ("adam_beta2", 1.5, "--adam_beta2 1.5: between 0 and 1"),
+        ("num_train_epochs", 0.0, "--num_train_epochs 0.0: more than 0"),
+    ],
+)
+def test_a_number_that_no_training_can_have_is_named(tmp_path, flag, value, said):
+    with pytest.raises(UserError, match=said):
+        check_training_flags(arguments(tmp_path, **{flag: value}))
+
+
+def test_what_is_refused_names_no_folder_of_one_experiment_alone():
+    """BLIP-2's best weights lie in adapter/; LLaVA's result is its last weights."""
+    assert not [why for why in REFUSED.values() if "adapter/" in why]
+
+
+@pytest.mark.parametrize(
     "flags",
     [
         {},
