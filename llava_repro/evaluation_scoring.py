@@ -128,8 +128,13 @@ def blind_metrics(options: EvaluateOptions, samples: Sequence[Sample]) -> dict[s
         {"sample_id": s.sample_id, "status": "ok", "answer": answers.get(kind_of(s), answers[""])}
         for s in told
     ]
-    _, figures = score_task(options.task or "", records, told)
-    return {**figures["headline"], "learned_from": learned_from}
+    scored, figures = score_task(options.task or "", records, told)
+    return {
+        **figures["headline"],
+        "learned_from": learned_from,
+        "per_answer_type": by_group(scored, lambda row: row["answer_type"]),
+        "per_question_type": by_group(scored, lambda row: row["question_type"]),
+    }
 
 
 def blind_answers(

@@ -318,6 +318,8 @@ def test_pope_is_told_per_split_with_the_yes_ratio_of_the_answers(
 def test_the_blind_baseline(task, value, learned_from, evaluate, plausible_answers, tmp_path):
     blind = read(evaluate(tmp_path / "run", task) / "metrics.json")["blind"]
     assert (blind["value"], blind["learned_from"]) == (value, learned_from)
+    kinds = blind["per_answer_type"].values()
+    assert sum(kind["n"] * kind["value"] for kind in kinds) / blind["n"] == pytest.approx(value)
 
 
 def test_a_sample_says_so_in_its_files(evaluate, plausible_answers, tmp_path):
