@@ -4,8 +4,10 @@ Rows are read one by one, checked (structure, path, picture there) and written; 
 came out is looked through like any other (`python -m shared.conversations FILE --validate`).
 
     python llava_repro/prepare_data.py --dataset scienceqa --data_root data/scienceqa --split train
-    python llava_repro/prepare_data.py --dataset cogvlm_sft --data_root data/cogvlm --language zh
-    python llava_repro/prepare_data.py --dataset sa1b_dense_caption --data_root data/sa1b
+    python llava_repro/prepare_data.py --dataset cogvlm_sft \
+        --data_root data/llava/cogvlm_sft_311k --language zh
+    python llava_repro/prepare_data.py --dataset sa1b_dense_caption \
+        --data_root data/llava/sa1b_dense_caption
     python llava_repro/prepare_data.py --toy                    (ScienceQA of the toy world)
 
 Reads the dataset's folder. Writes {output}.jsonl and {output}.report.json, by default into that

@@ -119,7 +119,7 @@ def test_every_architecture_names_its_source():
         ("english_pretrain", 2181, 66),
         ("english_finetune", 5198, 156),
         ("chinese_pretrain", 3907, 118),
-        ("chinese_finetune", 2430, 73),
+        ("chinese_finetune", 1217, 37),
     ],
 )
 def test_dry_run_of_each_preset_without_weights(preset, steps, warm_up, tmp_path, capsys, byte_toy):
