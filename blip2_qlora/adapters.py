@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip2_qlora.blip2 import COMPONENTS, load_blip2, lora_targets
-from blip2_qlora.settings import TrainOptions, data_folder
+from blip2_qlora.settings import TrainOptions, data_folder, data_hash
 from blip2_qlora.training_data import ids_hash
 from shared.loading import fingerprint, keep_trainable_after_inference, trainable_report
-from shared.options import UserError, environment, manifest_value, portable_path, write_json
+from shared.options import (
+    UserError,
+    environment,
+    manifest_value,
+    portable_path,
+    read_json,
+    write_json,
+)
 from shared.training import trainable_to_fp32
 from shared.vqav2 import Question
 
@@ -83,6 +90,7 @@ def adapter_manifest(
         "data": {
             "source": portable_path(root),
             "split": None if options.data else "train2014",
+            "data_hash": data_hash(options.data_root, options.data),
             "questions": len(learned),
             "ids_hash": ids_hash(learned),
             "held_out_questions": len(held_out),
@@ -96,6 +104,55 @@ def adapter_manifest(
     }
 
 
+def describe(folder: Path, manifest: dict[str, Any]) -> None:
+    """Where peft writes this machine's path of the base and an empty form: a name that holds on
+    other machines, and a card."""
+    base = portable_base(manifest["base_model"])
+    config = read_json(folder / "adapter_config.json")
+    write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": base})
+    (folder / "README.md").write_text(adapter_card(manifest, base), encoding="utf-8")
+
+
+def portable_base(name: str) -> str:
+    """A Hub id or a folder of this repository as it is; of a folder elsewhere its name alone."""
+    return Path(name).name if Path(name).is_absolute() or ".." in Path(name).parts else name
+
+
+def adapter_card(manifest: dict[str, Any], base: str) -> str:
+    """README.md of an adapter folder, all of it from the manifest."""
+    data, lora, validation = manifest["data"], manifest["lora"], manifest.get("validation") or {}
+    steps = validation.get("step", manifest.get("steps"))
+    lines = [
+        "---\nlibrary_name: peft\npipeline_tag: image-text-to-text\n---",
+        f"# LoRA adapter for {base}",
+    ]
+    if manifest["synthetic"]:
+        lines.append("**SYNTHETIC** data or model: its figures are no measure of a real one.")
+    revision = f", revision {manifest['base_revision']}" if manifest["base_revision"] else ""
+    split = f", {data['split']}" if data["split"] else ""
+    facts = [
+        f"base: `{base}`{revision}, fingerprint {manifest['base_fingerprint']}, trained with "
+        f"quantization {manifest['quantization']}",
+        f"data: {Path(data['source']).name}{split}, {data['questions']:,} questions, "
+        f"{data['held_out_questions']:,} more held out by picture",
+        f"prompt: `{manifest['prompt']}`",
+        f"LoRA: rank {lora['rank']}, alpha {lora['alpha']}, dropout {lora['dropout']}; "
+        f"seed {manifest['seed']}" + (f"; {steps:,} steps" if steps is not None else ""),
+    ]
+    if "accuracy" in validation:
+        facts.append(
+            f"validation: accuracy {100 * validation['accuracy']:.1f} % of "
+            f"{data['held_out_questions']:,} held-out questions, loss {validation['loss']:.3f}"
+        )
+    lines += [
+        "\n".join(f"- {fact}" for fact in facts),
+        "The rest is in manifest.json, which loading checks. Evaluate it:",
+        f"    python blip2_qlora/evaluate.py --model {base} --adapter THIS_FOLDER "
+        f"--quantization {manifest['quantization']}",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
 def save_adapter(folder: Path, model: Any, processor: Any, manifest: dict[str, Any]) -> None:
     """Adapter, processor and manifest, replaced as one: a reader never sees a mixture."""
     staging = folder.with_name(f".unfinished-{folder.name}")
@@ -103,6 +160,7 @@ def save_adapter(folder: Path, model: Any, processor: Any, manifest: dict[str, A
     try:
         model.save_pretrained(staging)
         processor.save_pretrained(staging)
+        describe(staging, manifest)
         write_json(staging / "manifest.json", manifest)
         shutil.rmtree(folder, ignore_errors=True)
         staging.rename(folder)

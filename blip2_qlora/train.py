@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from blip2_qlora.settings import RUNS, TOY_DATA, TOY_MODEL, TrainOptions, prepare_toy
 from blip2_qlora.training_run import SELECTION, run_name, training_config, write_outcome
 from shared.loading import model_folder
-from shared.options import guarded, parse_training_options, portable_path, start_run
+from shared.options import MissingError, guarded, parse_training_options, portable_path, start_run
 from shared.training_flags import check_training_flags, steps_of_epochs
 
 if TYPE_CHECKING:
@@ -75,7 +75,17 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
         load_questions,
     )
 
-    rows = load_questions(options, training.seed)
+    try:
+        rows = load_questions(options, training.seed)
+    except MissingError as error:
+        if not options.dry_run:
+            raise
+        from blip2_qlora.planning import print_plan_without_data
+
+        print_plan_without_data(options, training, error)
+        return
+    if rows.left_out:
+        print(rows.left_out)
     by_default = options.validation_questions is None
     if options.validation_questions is None:
         options.validation_questions = default_held_out(rows.questions)
@@ -101,7 +111,8 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     if training.process_index == 0:
         start_run(folder, training_config(options, training, base_folder))
     if (folder / "metrics.json").is_file():  # written last
-        print(f"{portable_path(folder)} is trained to its end; give another --output_dir")
+        print(f"{portable_path(folder)} is trained to its end; give another --output_dir to train")
+        print(f"its best adapter: {portable_path(folder / 'adapter')}")
         return
 
     # Model
@@ -160,7 +171,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
         "synthetic": manifest["synthetic"],
         "last": final,
     }
-    write_outcome(folder, learned, outcome)
+    write_outcome(folder, learned, outcome, n_validation=len(held_out))
 
 
 def parse(argv: list[str] | None = None) -> tuple[TrainOptions, TrainingArguments]:

@@ -48,14 +48,24 @@ def training_config(
     )
 
 
-def write_outcome(folder: Path, learned: Sequence[Question], outcome: dict[str, Any]) -> None:
+def write_outcome(
+    folder: Path, learned: Sequence[Question], outcome: dict[str, Any], *, n_validation: int
+) -> None:
     """curve.png and, last of all files, metrics.json; says where the best adapter is."""
     from shared.training import CURVE_FILE, plot_curve
 
-    plot_curve(folder / CURVE_FILE, folder / "curve.png", selection=SELECTION)
+    plot_curve(
+        folder / CURVE_FILE, folder / "curve.png", selection=SELECTION, title=folder.name,
+        synthetic=outcome["synthetic"], n_validation=n_validation,
+    )  # fmt: skip
     pictures = {question.image for question in learned}
     metrics = {"questions": len(learned), "pictures": len(pictures), **outcome}
     write_json(folder / "metrics.json", metrics)
     print(f"trained {outcome['steps']} steps in {outcome['seconds']} s")
+    if outcome["synthetic"]:
+        print("SYNTHETIC data or model: its accuracy is no measure of a real one")
+    if outcome["last"]:
+        last = 100 * outcome["last"][SELECTION]
+        print(f"validation accuracy of the last weights: {last:.1f} % (n {n_validation})")
     print(f"curve: {portable_path(folder / 'curve.png')}")
     print(f"best adapter: {portable_path(folder / 'adapter')}")

@@ -144,7 +144,8 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     if trainer.is_world_process_zero():
         content = manifest(options, training, learned, held_out) | {"steps": steps} | final
         results = save_result(folder, options, assembled, adapter, content, dtype)
-        plot_curve(folder / CURVE_FILE, folder / "curve.png", selection="loss")
+        plot_curve(folder / CURVE_FILE, folder / "curve.png", selection="loss", title=folder.name,
+                   synthetic=content["synthetic"], n_validation=len(held_out))  # fmt: skip
         metrics = {
             "steps": steps,
             "seconds": round(time.perf_counter() - started, 1),

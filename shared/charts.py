@@ -1,4 +1,4 @@
-"""Charts for reports, as PNG bytes: accuracy bars with intervals, outcomes, calibration.
+"""Charts as PNG bytes: accuracy bars with intervals, outcomes, calibration, training curves.
 
 Drawn by matplotlib's Agg canvas without pyplot, so nothing global is touched and no display is
 needed. Chinese labels need a font that has them: `chart_language` says which language the labels
@@ -35,6 +35,7 @@ BASE, TUNED = "#8d96a3", "#0072b2"
 SERIES = (BASE, TUNED, "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 WIN, TIE, LOSS = "#009e73", "#cfd5dd", "#d55e00"
 INK, GRID = "#2b323c", "#dfe3e9"
+ROOM_FOR_COUNT = 6  # percent of a bar that a count fits into
 
 
 @lru_cache(1)
@@ -74,7 +75,7 @@ def drawable(text: str, limit: int = 28) -> str:
 
 
 @contextmanager
-def _figure(height: float, rows: int = 1) -> Iterator[tuple[Figure, Any]]:
+def _figure(height: float, rows: int = 1, width: float = WIDTH) -> Iterator[tuple[Figure, Any]]:
     """A figure with its axes; with two rows the lower one is a third as high."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -94,7 +95,7 @@ def _figure(height: float, rows: int = 1) -> Iterator[tuple[Figure, Any]]:
         "legend.fontsize": 8.5,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
         yield figure, figure.subplots(rows, height_ratios=[3, 1][:rows])
 
 
@@ -128,12 +129,12 @@ def accuracy_bars(
     series: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
     x_label: str,
-    reference: tuple[str, float] | None = None,
+    reference: tuple[str, Sequence[float | None]] = ("", ()),
 ) -> bytes:
     """Horizontal bars per group, one for each series (at most six), with interval whiskers.
 
     `series` maps a name to one estimate per group: `value`, `low`, `high` in percent, any of them
-    None. `reference` is a labelled vertical line.
+    None. `reference`: a label and for each group a value that is marked there, None for no mark.
     """
     with _figure(_height(len(groups), len(series))) as (figure, axes):
         height = 0.8 / len(series)
@@ -144,9 +145,10 @@ def accuracy_bars(
             for row, estimate in zip(rows, estimates, strict=True):
                 if estimate.get("low") is not None:
                     axes.plot([estimate["low"], estimate["high"]], [row, row], color=INK, lw=1.1)
-        if reference is not None:
-            name, value = reference
-            axes.axvline(value, color=LOSS, lw=1.1, ls="--", label=drawable(name, 40))
+        marks = [(k, value) for k, value in enumerate(reference[1]) if value is not None]
+        for k, value in marks:
+            label = drawable(reference[0], 40) if k == marks[0][0] else None
+            axes.plot([value] * 2, [k - 0.45, k + 0.45], color=LOSS, lw=1.6, ls="--", label=label)
         axes.set_yticks(range(len(groups)), [drawable(group) for group in groups])
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
@@ -154,24 +156,31 @@ def accuracy_bars(
         axes.set_xlabel(x_label)
         axes.grid(axis="x", color=GRID)
         axes.set_axisbelow(True)
-        _legend_above(axes, min(len(series) + (reference is not None), _columns(len(series))))
+        _legend_above(axes, min(len(series) + bool(marks), _columns(len(series))))
         return _png(figure)
 
 
 def outcome_bars(
     groups: Sequence[str], outcomes: Sequence[tuple[int, int, int]], labels: Sequence[str]
 ) -> bytes:
-    """Stacked shares of (wins, ties, losses) per group, each with its count; `labels` name them."""
+    """Stacked shares of (wins, ties, losses) per group, each with its count; `labels` name them.
+
+    A count that does not fit into its segment stands above it.
+    """
     with _figure(_height(len(groups))) as (figure, axes):
         left = [0.0] * len(groups)
         for part, (label, color) in enumerate(zip(labels, (WIN, TIE, LOSS), strict=True)):
             shares = [100 * o[part] / max(1, sum(o)) for o in outcomes]
             axes.barh(range(len(groups)), shares, 0.7, left=left, color=color, label=label)
             for row, (share, start) in enumerate(zip(shares, left, strict=True)):
-                if share >= 6:
+                count = str(outcomes[row][part])
+                if share >= ROOM_FOR_COUNT:
                     ink = INK if part == 1 else "white"
-                    count = str(outcomes[row][part])
                     axes.text(start + share / 2, row, count, color=ink, ha="center", va="center")
+                elif share:  # above its segment: from the bar's end, or to it, as ties lie between
+                    place = {0: (start, "left"), 2: (start + share, "right")}
+                    x, side = place.get(part, (start + share / 2, "center"))
+                    axes.text(x, row - 0.36, count, color=INK, fontsize=7, ha=side, va="bottom")
             left = [a + b for a, b in zip(left, shares, strict=True)]
         axes.set_yticks(range(len(groups)), [drawable(group) for group in groups])
         axes.tick_params(axis="both", length=0)
@@ -239,4 +248,44 @@ def risk_coverage_chart(
         axes.set_ylabel(y_label)
         axes.grid(color=GRID)
         _legend_above(axes, 2)
+        return _png(figure)
+
+
+def training_curve(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    selection: str,
+    title: str,
+    synthetic: bool,
+    n_validation: int,
+) -> bytes:
+    """Loss (left axis) and the validation figure `eval_<selection>` (right axis, 0 to 1) by step.
+
+    `rows` are those of metrics.jsonl; `n_validation` is how many samples the figure is of. With
+    selection "loss" there is no right axis.
+    """
+    with _figure(4, width=7) as (figure, left):
+        left.set_xlabel("step")
+        left.set_ylabel("cross-entropy per answer token")
+        for key, label, style in (
+            ("loss", "training loss", {"alpha": 0.6}),
+            ("eval_loss", f"validation loss (n {n_validation:,})", {"marker": "o"}),
+        ):
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            if points:
+                left.plot(*zip(*points, strict=True), label=label, **style)
+        key = f"eval_{selection}"
+        points = [(row["step"], row[key]) for row in rows if key in row and key != "eval_loss"]
+        handles, labels = left.get_legend_handles_labels()
+        if points:
+            right = left.twinx()
+            right.spines["right"].set_visible(True)
+            label = f"validation {selection} (n {n_validation:,})"
+            right.set_ylabel(label)
+            right.set_ylim(0, 1.02)  # the whole range, or noise would look like progress
+            (line,) = right.plot(*zip(*points, strict=True), color=WIN, marker="s")
+            handles, labels = [*handles, line], [*labels, label]
+        mark = "SYNTHETIC data or model: no measure of a real one\n" if synthetic else ""
+        left.set_title(mark + drawable(title, 80), fontsize=9)
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
         return _png(figure)

@@ -468,32 +468,8 @@ def truncate_curve(path: Path, *, after_step: int) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def plot_curve(path: Path, output: Path, *, selection: str) -> None:
-    """Loss (left axis) and the validation figure (right axis) over steps, as a PNG."""
-    import matplotlib
+def plot_curve(path: Path, output: Path, **described: Any) -> None:
+    """metrics.jsonl as a PNG; `described` as `shared.charts.training_curve` takes it."""
+    from shared.charts import training_curve
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = read_curve(path)
-    figure, left = plt.subplots(figsize=(7, 4), layout="constrained")
-    left.set_xlabel("step")
-    left.set_ylabel("cross-entropy per answer token")
-    for key, label, style in (
-        ("loss", "training loss", {"alpha": 0.6}),
-        ("eval_loss", "validation loss", {"marker": "o"}),
-    ):
-        points = [(row["step"], row[key]) for row in rows if key in row]
-        if points:
-            left.plot(*zip(*points, strict=True), label=label, **style)
-    key = f"eval_{selection}"
-    points = [(row["step"], row[key]) for row in rows if key in row and key != "eval_loss"]
-    handles, labels = left.get_legend_handles_labels()
-    if points:
-        right = left.twinx()
-        right.set_ylabel(f"validation {selection}")
-        (line,) = right.plot(*zip(*points, strict=True), color="tab:green", marker="s")
-        handles, labels = [*handles, line], [*labels, f"validation {selection}"]
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
-    figure.savefig(output, dpi=120)
-    plt.close(figure)
+    output.write_bytes(training_curve(read_curve(path), **described))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
+import io
 import json
 import math
 import re
@@ -96,6 +98,7 @@ class Finished:
     processor: Any
     before: dict[str, str]
     trained_ids: list[str]
+    said: str
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +119,11 @@ def finished(tiny_blip2_opt, small_vqav2, tmp_path_factory) -> Finished:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adapters, "load_for_training", watched_load)
         patch.setattr(VlmTrainer, "training_step", watched_step)
-        main(*parse(flags(tiny_blip2_opt, small_vqav2, folder)))
-    return Finished(folder, kept["model"], kept["processor"], kept["before"], kept["ids"])
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            main(*parse(flags(tiny_blip2_opt, small_vqav2, folder)))
+    return Finished(
+        folder, kept["model"], kept["processor"], kept["before"], kept["ids"], said.getvalue()
+    )
 
 
 # What moves
@@ -180,6 +186,30 @@ def test_an_adapter_folder_is_whole(finished, tiny_blip2_opt, small_vqav2):
     assert manifest["data"]["questions"] == 150 - manifest["data"]["held_out_questions"]
     best = read(finished.folder / "best.json")
     assert read(finished.folder / "adapter" / "manifest.json")["validation"] == best
+
+
+def test_an_adapter_has_a_card_and_names_no_folder_of_this_machine(finished, tiny_blip2_opt):
+    """peft writes an empty form and the absolute path of the base."""
+    for name, steps in (("adapter", None), ("adapter_last", STEPS)):
+        folder = finished.folder / name
+        config = read(folder / "adapter_config.json")
+        assert config["base_model_name_or_path"] == tiny_blip2_opt.name
+        card = (folder / "README.md").read_text()
+        manifest = read(folder / "manifest.json")
+        assert "**SYNTHETIC**" in card
+        assert "[More Information Needed]" not in card
+        assert f"prompt: `{manifest['prompt']}`" in card
+        assert f"{manifest['data']['questions']} questions" in card
+        assert f"; {steps or manifest['validation']['step']} steps" in card
+        assert str(tiny_blip2_opt.parent) not in card
+    assert "SYNTHETIC" not in adapters.adapter_card(manifest | {"synthetic": False}, "base")
+    assert adapters.portable_base("Salesforce/blip2-opt-2.7b") == "Salesforce/blip2-opt-2.7b"
+
+
+def test_the_outcome_says_that_it_is_synthetic_and_of_how_many(finished):
+    assert "SYNTHETIC" in finished.said
+    n = read(finished.folder / "adapter" / "manifest.json")["data"]["held_out_questions"]
+    assert re.search(rf"validation accuracy of the last weights: [\d.]+ % \(n {n}\)", finished.said)
 
 
 def test_held_out_pictures_never_train(finished, small_vqav2):

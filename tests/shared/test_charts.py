@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -38,7 +39,7 @@ def test_every_chart_draws_hostile_labels_without_boxes(
     n = len(HOSTILE)
     drawn = [
         charts.accuracy_bars(
-            HOSTILE, {"a": estimates(n), "b": estimates(n)}, x_label="x", reference=("r", 30.0)
+            HOSTILE, {"a": estimates(n), "b": estimates(n)}, x_label="x", reference=("r", [30.0, None, 0.0, 100.0, 5.0][:n])
         ),
         charts.outcome_bars(HOSTILE, [(1, 2, 3), (0, 0, 0)] * 2 + [(0, 1, 0)], ["w", "t", "l"]),
         charts.reliability_diagram(
@@ -72,3 +73,59 @@ def test_with_a_chinese_font_labels_stay_chinese(monkeypatch: pytest.MonkeyPatch
 def test_drawable_is_one_short_line() -> None:
     assert charts.drawable("a\n b\t c") == "a b c"
     assert charts.drawable("x" * 50, 10) == "x" * 9 + "…"
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that would become PNG."""
+    figures: list[Any] = []
+    monkeypatch.setattr(charts, "_png", lambda figure: figures.append(figure) or b"")
+    return figures
+
+
+def test_every_outcome_has_its_count(drawn: list[Any]) -> None:
+    """Also where it does not fit into its segment: above it, and not on its neighbour's."""
+    charts.outcome_bars(
+        ["all", "few", "none"], [(2, 95, 3), (1, 3, 96), (0, 7, 0)], ["won", "tied", "lost"]
+    )
+    (axes,) = drawn[0].axes
+    said = [text.get_text() for text in axes.texts]
+    assert sorted(said) == sorted(["2", "95", "3", "1", "3", "96", "7"])
+    drawn[0].draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    touching = [
+        (a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :] if a.overlaps(b)
+    ]  # fmt: skip
+    assert touching == []
+
+
+def curve_rows() -> list[dict[str, float]]:
+    return [
+        {"step": 1, "loss": 2.0},
+        {"step": 1, "eval_loss": 1.9, "eval_accuracy": 0.751},
+        {"step": 2, "loss": 1.0},
+        {"step": 2, "eval_loss": 1.5, "eval_accuracy": 0.769},
+    ]
+
+
+def test_a_training_curve_says_what_it_shows(drawn: list[Any]) -> None:
+    """Two points of accuracy used to fill the axis, without how many questions they are of."""
+    described = {"title": "my_run", "n_validation": 1234}
+    charts.training_curve(curve_rows(), selection="accuracy", synthetic=True, **described)
+    left, right = drawn[0].axes
+    assert "SYNTHETIC" in left.get_title()
+    assert "my_run" in left.get_title()
+    assert right.get_ylim() == (0, 1.02)
+    assert right.get_ylabel() == "validation accuracy (n 1,234)"
+    charts.training_curve(curve_rows(), selection="loss", synthetic=False, **described)
+    (alone,) = drawn[1].axes
+    assert alone.get_title() == "my_run"
+    assert [line.get_label() for line in alone.lines][1] == "validation loss (n 1,234)"
+
+
+def test_a_curve_without_validation_is_drawn() -> None:
+    rows = [row for row in curve_rows() if "loss" in row]
+    content = charts.training_curve(
+        rows, selection="accuracy", title="run", synthetic=False, n_validation=0
+    )
+    assert Image.open(io.BytesIO(content)).size[0] > 600

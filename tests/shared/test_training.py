@@ -479,7 +479,8 @@ def test_skipped_samples_are_counted_against_a_bound(tmp_path):
 
 def test_the_curve_is_drawn(tmp_path):
     trainer_in(tmp_path).train_or_continue()
-    plot_curve(tmp_path / CURVE_FILE, tmp_path / "curve.png", selection="accuracy")
+    described = {"title": "run", "synthetic": True, "n_validation": 4}
+    plot_curve(tmp_path / CURVE_FILE, tmp_path / "curve.png", selection="accuracy", **described)
     from PIL import Image
 
     assert Image.open(tmp_path / "curve.png").size[0] > 600
