@@ -28,6 +28,7 @@ from blip2_qlora.blip2 import (
     room_for_prompt,
 )
 from blip2_qlora.settings import TrainOptions
+from shared.answering import text_problem
 from shared.images import ImageError, header_size, open_image
 from shared.options import UserError
 from shared.vqav2 import Question, QuestionSet, load_rows, load_split
@@ -157,6 +158,10 @@ class VqaCollator:
                 skipped.append(str(error))
                 continue
             for question in group.questions:
+                problem = text_problem(question.question) or text_problem(question.target or "")
+                if problem:
+                    skipped.append(f"question {question.sample_id}: {problem}")
+                    continue
                 row = self.encode(question)
                 if len(row["input_ids"]) > self.room:
                     skipped.append(

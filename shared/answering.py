@@ -192,7 +192,8 @@ def answer_batch(
     answerable: list[Job] = []
     for job in jobs:
         name = job.question.image_name
-        problem = model.prompt_problem(job.prompt) or unreadable.get(name)
+        problem = text_problem(job.prompt) or model.prompt_problem(job.prompt)
+        problem = problem or unreadable.get(name)
         if not problem and job.question.image is not None and name not in pictures:
             try:
                 pictures[name] = open_picture(job.question)
@@ -238,6 +239,22 @@ def _ask(
     )
 
 
+def text_problem(text: str) -> str | None:
+    """Why no tokenizer and no file takes this text, or None: JSON may hold half of a character
+    (a lone surrogate, as where a program cut an emoji in two)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = text[error.start : error.end].encode("unicode_escape").decode()
+        return f"the text holds half a character ({half}): write it again in the data"
+    return None
+
+
+def writable(text: str) -> str:
+    """The same text with each half character replaced by U+FFFD, so that UTF-8 can hold it."""
+    return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
+
+
 def is_out_of_memory(error: Exception) -> bool:
     import torch
 
@@ -257,13 +274,13 @@ def make_record(
         "sample_id": question.sample_id,
         "image": question.image_name,
         "image_id": question.image_id,
-        "question": question.question,
+        "question": writable(question.question),
         "question_type": question.question_type,
         "answer_type": question.answer_type,
-        "prompt": job.prompt,
+        "prompt": writable(job.prompt),
         "raw_output": answer.raw_output if answer else None,
         "answer": answer.answer if answer else None,
-        "references": list(question.references),
+        "references": [writable(reference) for reference in question.references],
         "confidence": round_or_none(answer.confidence) if answer else None,
         "first_token_confidence": round_or_none(answer.first_token_confidence) if answer else None,
         "finish_reason": answer.finish_reason if answer else None,

@@ -26,6 +26,9 @@ WHEELS = "https://download.pytorch.org/whl"
 WHEEL_OF_CUDA = {12: "cu126", 13: "cu130"}
 
 
+BUSY_ZH = "检查超时，请稍后重试（机器是否繁忙？）"
+
+
 @dataclass(frozen=True)
 class Result:
     """One line: `key` is what `NEEDS` names it by, `mend` the command that puts it right."""
@@ -90,6 +93,8 @@ def check_torch(
     facts: Mapping[str, Any], driver: Mapping[str, str] | None, torch_range: str
 ) -> Result:
     """`facts` from `probe`, `driver` from `read_driver` (None: no NVIDIA driver answers)."""
+    if "torch" not in facts and "timeout" in facts:
+        return Result("torch", "warning", facts["timeout"], BUSY_ZH)
     if "torch" not in facts:
         reason = facts.get("error") or "not installed"
         return Result(
@@ -185,6 +190,8 @@ def check_bitsandbytes(facts: Mapping[str, Any], version_range: str) -> Result:
         return Result(
             "bitsandbytes", "ok", said, f"bitsandbytes {version}，NF4 可在 {device} 上计算"
         )
+    if "timeout" in facts and "nf4_error" not in facts:
+        return Result("bitsandbytes", "warning", facts["timeout"], BUSY_ZH)
     reason = facts.get("nf4_error") or facts.get("error") or "the GPU does not compute"
     mend = f'{machine.pip_command()} install --upgrade "bitsandbytes{version_range}"'
     if not facts.get("nf4_error"):

@@ -74,8 +74,11 @@ def first_line(error: Exception) -> str:
 
 
 def run_probe(timeout_s: int = 180) -> dict[str, Any]:
-    """The facts that `probe` told before it ended or crashed; "error" says how it crashed."""
-    facts: dict[str, Any] = {}
+    """The facts that `probe` told before it ended or crashed; "error" says how it crashed.
+
+    A probe that is still busy after `timeout_s` is no broken one: "timeout" says so, and what it
+    told until then is kept.
+    """
     try:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", "from shared.machine import probe; probe()"],
@@ -84,14 +87,26 @@ def run_probe(timeout_s: int = 180) -> dict[str, Any]:
             text=True,
             timeout=timeout_s,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
+        told = error.stdout or ""  # bytes in spite of text=True (subprocess, POSIX)
+        facts = told_facts(told.decode() if isinstance(told, bytes) else told)
+        question = f"did not answer in {timeout_s} s; is the machine busy? Ask again later"
+        return facts | {"timeout": question, "error": question}
+    except OSError as error:
         return {"error": first_line(error)}
-    for line in done.stdout.splitlines():
-        if line.startswith("{"):
-            facts |= json.loads(line)
+    facts = told_facts(done.stdout)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:]
         facts["error"] = last[0] if last else f"crashed with exit status {done.returncode}"
+    return facts
+
+
+def told_facts(output: str) -> dict[str, Any]:
+    """The whole lines of `probe` together; a line that its end has cut is dropped."""
+    facts: dict[str, Any] = {}
+    for line in output.splitlines():
+        if line.startswith("{") and line.endswith("}"):
+            facts |= json.loads(line)
     return facts
 
 

@@ -338,6 +338,21 @@ def test_a_question_of_5000_characters_is_a_record_and_its_picture_is_not_opened
     assert opener.opened == ["b.jpg"]
 
 
+def test_half_a_character_is_a_record_and_the_rest_goes_on(path):
+    """A lone surrogate is valid JSON; tokenizers end on it with a TypeError at every start."""
+    half = json.loads('"What \\ud83d?"')
+    asked = jobs(2, 1)
+    question = replace(asked[0].question, question=half, references=(half,))
+    asked[0] = Job(question, f"Question: {half}")
+    records = run(path, asked=asked)
+    assert "half a character (\\ud83d)" in records["q0"]["error"]
+    assert records["q0"]["question"] == "What \ufffd?"
+    assert records["q0"]["references"] == ["What \ufffd?"]
+    assert records["q1"]["status"] == "ok"
+    whole = [Job(replace(asked[1].question, sample_id="emoji"), "Question: 😀?")]
+    assert run(path, asked=whole)["emoji"]["status"] == "ok"
+
+
 def test_an_error_that_is_no_picture_s_stops_the_run(path):
     """A bug must not be turned into a file full of error records."""
 

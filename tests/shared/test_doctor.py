@@ -241,6 +241,26 @@ def test_a_probe_that_crashes_keeps_what_it_told_before(monkeypatch):
     assert "crashed" in facts["error"]
 
 
+def test_a_probe_that_is_slow_is_no_broken_torch(monkeypatch):
+    """On a loaded machine the doctor advised to install torch again."""
+
+    def slow(command: list[str], **keywords: object) -> subprocess.CompletedProcess:
+        code = 'import time; print(\'{"torch": "2.13"}\\n{"cut\', flush=True); time.sleep(60)'
+        return run([command[0], "-c", code], **keywords)
+
+    run = subprocess.run
+    monkeypatch.setattr(machine.subprocess, "run", slow)
+    facts = machine.run_probe(timeout_s=2)
+    assert facts["torch"] == "2.13"
+    assert facts["timeout"].startswith("did not answer in 2 s; is the machine busy?")
+    busy = checks.check_bitsandbytes(facts, ">=0.49")
+    assert (busy.status, busy.mend) == ("warning", "")
+    del facts["torch"]
+    busy = checks.check_torch(facts, None, ">=2.9")
+    assert (busy.status, busy.mend) == ("warning", "")
+    assert "cannot be imported" not in busy.detail
+
+
 # The whole
 
 
