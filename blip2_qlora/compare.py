@@ -27,7 +27,14 @@ from typing import Any, Literal
 from blip2_qlora.scoring import PUBLISHED_UNDER, score_run, verify_run
 from blip2_qlora.settings import RUNS, prepare_toy
 from shared.comparison import compare, pair_up, picture_file, reasons_against
-from shared.options import UserError, guarded, parse_options, portable_path, write_json
+from shared.options import (
+    UserError,
+    check_output_folder,
+    guarded,
+    parse_options,
+    portable_path,
+    write_json,
+)
 from shared.runs import Run, read_run
 
 BASELINE_PICTURES = Path(__file__).with_name("baseline_images")  # predict.py's default
@@ -83,6 +90,7 @@ def main(options: CompareOptions) -> None:
 
     # Read
     base, tuned = read_both(options)
+    folder = Path(options.output_dir or RUNS / f"compare_{base.name}_{tuned.name}")
     reasons = reasons_against(base, tuned, score_run)
     if reasons and not options.force:
         listed = "\n  ".join(reasons)
@@ -92,6 +100,8 @@ def main(options: CompareOptions) -> None:
             "then compares the common questions under a red banner."
         )
 
+    check_output_folder(folder)
+
     # Compare
     comparison = compare(base, tuned, protocols=PUBLISHED_UNDER, seed=options.seed)
 
@@ -100,7 +110,6 @@ def main(options: CompareOptions) -> None:
     from shared.comparison_report import make_report, summary
     from shared.report import write_report
 
-    folder = Path(options.output_dir or RUNS / f"compare_{base.name}_{tuned.name}")
     report = make_report(
         comparison,
         base,

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +36,10 @@ IGNORE_INDEX = -100  # torch.nn.CrossEntropyLoss's default: a label that is not 
 
 # Options that may change between two starts of one run: they don't change what comes out.
 RESULT_NEUTRAL = frozenset({"output_dir", "batch_size", "dry_run", "toy"})
+
+LOCK_FILE = ".lock"
+LOCK_WAIT_S = 8
+_LOCKED: dict[Path, Any] = {}  # run folders of this process, each with its lock, until it ends
 
 OptionsT = TypeVar("OptionsT")
 
@@ -298,9 +304,11 @@ def resolved_config(options: Any, **extra: Any) -> dict[str, Any]:
 def start_run(folder: Path, config: Mapping[str, Any], *, command: str | None = None) -> bool:
     """Create or continue a run folder; returns True when an earlier start is continued.
 
-    Raises UserError when the folder holds another configuration (naming the options that differ)
-    or cannot be written.
+    Raises UserError when the folder holds another configuration (naming the options that differ),
+    another process writes there, or it cannot be written. Of several processes that do one run
+    together the first one alone calls this.
     """
+    lock_run(folder)
     config_file = folder / "config.json"
     if config_file.exists():
         earlier = read_json(config_file)
@@ -320,6 +328,36 @@ def start_run(folder: Path, config: Mapping[str, Any], *, command: str | None = 
     if not (folder / "environment.json").exists():
         write_json(folder / "environment.json", environment(command))
     return continued
+
+
+def lock_run(folder: Path) -> None:
+    """Keep other processes out of a run folder until this one ends, however it ends: the system
+    drops the lock. Raises UserError when another one has it.
+
+    A killed training's data workers hold its lock for some seconds more, hence the wait. On file
+    systems without locks nothing is locked.
+    """
+    from filelock import FileLock, Timeout
+
+    key = folder.resolve()
+    if key in _LOCKED:  # by this very process
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_FILE)
+        lock.acquire(timeout=LOCK_WAIT_S)
+    except Timeout as error:
+        raise UserError(
+            f"{folder}: another process writes in this run folder. Wait for its end, then the same "
+            "command goes on, or give another --output_dir"
+        ) from error
+    except NotImplementedError:
+        return
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            return
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    _LOCKED[key] = lock
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> list[str]:
@@ -355,6 +393,16 @@ def write_json(path: Path, content: Any) -> None:
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def check_output_folder(folder: Path) -> None:
+    """Before hours of work: can files be written there? Makes the folder; raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
 
 def environment(command: str | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from blip2_qlora import compare as compare_module
 from blip2_qlora.compare import CompareOptions, main
 from blip2_qlora.compare_texts import TEXTS
 from blip2_qlora.predictions import read_predictions
@@ -542,6 +543,15 @@ def test_a_scored_question_without_record_says_what_to_do(base: Path, report) ->
     write_rows(base / "predictions.jsonl", rows[1:])
     with pytest.raises(UserError, match="1 scored questions have no record, the first 1; the"):
         report()
+
+
+def test_a_report_that_cannot_be_written_is_told_before_it_is_computed(
+    tmp_path: Path, report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare_module, "compare", None)
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="taken: cannot be written"):
+        report(output_dir=str(tmp_path / "taken"))
 
 
 # --verify

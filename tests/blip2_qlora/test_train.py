@@ -158,7 +158,7 @@ def test_a_run_writes_its_files(finished):
     names = {path.name for path in finished.folder.iterdir()}
     assert names == {
         "config.json", "environment.json", "metrics.jsonl", "metrics.json", "curve.png",
-        "adapter", "adapter_last", "best.json", "checkpoint-16", "checkpoint-20",
+        "adapter", "adapter_last", "best.json", "checkpoint-16", "checkpoint-20", ".lock",
     }  # fmt: skip
     metrics = read(finished.folder / "metrics.json")
     assert (metrics["steps"], metrics["skipped_in_training"]) == (STEPS, 0)
@@ -639,6 +639,18 @@ def test_a_bad_picture_leaves_the_others_their_own_questions(collator, small_vqa
     assert batch["sample_ids"] == ["good"]
     assert batch["picture_index"].tolist() == [0]
     assert len(batch["skipped"]) == 1
+
+
+def test_half_a_character_is_left_out_of_its_batch(collator, small_vqav2):
+    picture = a_picture(small_vqav2)
+    asked = [
+        question(picture, "What \ud83d?", "red", "1"),
+        question(picture, "What?", "\ud83d", "2"),
+        question(picture, "What?", "red", "3"),
+    ]
+    batch = collator([PictureGroup(picture, tuple(asked))])
+    assert batch["sample_ids"] == ["3"]
+    assert [message.split(":")[0] for message in batch["skipped"]] == ["question 1", "question 2"]
 
 
 def test_groups_hold_each_question_once_and_no_more_than_asked(small_vqav2):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -15,11 +17,13 @@ from typing import Literal
 
 import pytest
 
+from shared import options as options_module
 from shared.options import (
     REPO_ROOT,
     ModelOptions,
     ToyOptions,
     UserError,
+    check_output_folder,
     environment,
     flag_is_set,
     guarded,
@@ -157,7 +161,7 @@ def config(**changes) -> dict:
 def test_the_same_command_continues_another_configuration_is_refused(tmp_path):
     run = tmp_path / "run"
     assert start_run(run, config(limit=5)) is False
-    assert set(p.name for p in run.iterdir()) == {"config.json", "environment.json"}
+    assert set(p.name for p in run.iterdir()) == {"config.json", "environment.json", ".lock"}
     assert start_run(run, config(limit=5)) is True
     with pytest.raises(UserError, match=r"limit: 5 there, 6 now") as refusal:
         start_run(run, config(limit=6))
@@ -233,8 +237,54 @@ def test_a_long_text_with_a_slash_is_not_taken_for_a_path():
 def test_an_unwritable_output_folder_is_one_message(tmp_path):
     """A file stands where the run folder should be made."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"config.json: cannot be written: "):
+    with pytest.raises(UserError, match=r"run: cannot be written: "):
         start_run(tmp_path / "file" / "run", config())
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from shared.options import start_run
+start_run(Path(sys.argv[1]), {"limit": 5})
+if "with a worker" in sys.argv:
+    import os
+    if os.fork() == 0:
+        time.sleep(30)
+print("writes", flush=True)
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("more", [[], ["with a worker"]])
+def test_a_run_folder_has_one_writer_until_it_ends_or_is_killed(tmp_path, monkeypatch, more):
+    """Two evaluations in one folder both did the work and cut each other's lines. A data worker
+    that outlives its killed training does not hold the folder."""
+    monkeypatch.setattr(options_module, "LOCK_WAIT_S", 0.1)
+    command = [sys.executable, "-c", HOLDER, str(tmp_path), *more]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=REPO_ROOT, start_new_session=True
+    ) as holder:
+        try:
+            assert holder.stdout.readline() == "writes\n"
+            with pytest.raises(UserError, match="another process writes in this run folder"):
+                start_run(tmp_path, {"limit": 5})
+            holder.kill()
+            holder.wait()
+            monkeypatch.setattr(options_module, "LOCK_WAIT_S", 5)
+            assert start_run(tmp_path, {"limit": 5}) is True
+            assert start_run(tmp_path, {"limit": 5}) is True  # this process has it
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(holder.pid, signal.SIGKILL)
+
+
+def test_an_output_folder_is_tried_before_the_work(tmp_path):
+    check_output_folder(tmp_path / "new" / "report")
+    assert list((tmp_path / "new" / "report").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "report"):
+        with pytest.raises(UserError, match=rf"{folder}: cannot be written: "):
+            check_output_folder(folder)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
