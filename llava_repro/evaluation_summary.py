@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shared.estimates import percent
 from shared.options import UserError, portable_path
 from shared.runs import compare_runs, find_zero_shot, read_run, summary_line
 
@@ -94,15 +95,6 @@ def short(value: float | None) -> str:
     if value is None:
         return "none"
     return str(value) if isinstance(value, int) else f"{value:.4g}"
-
-
-def percent(estimate: Mapping[str, Any]) -> str:
-    if estimate["value"] is None:
-        return f"none ({estimate['reason']})"
-    if estimate["low"] is None:
-        return f"{estimate['value']:.2f} % (n {estimate['n']})"
-    interval = f"[{estimate['low']:.2f}, {estimate['high']:.2f}]"
-    return f"{estimate['value']:.2f} % {interval} (n {estimate['n']})"
 
 
 def change_against_base(folder: Path) -> str:

@@ -2,9 +2,10 @@
 
 Questions about one picture rise and fall together, so whatever is resampled, flipped or summed
 here is a whole cluster (image id): intervals are percentile bootstraps over images (C. Field, A.
-Welsh 2007), standard errors are clustered (E. Miller 2024, arXiv 2411.00640). Proportions also get
-Wilson's interval. Right/wrong scores of two runs are compared by McNemar's test, graded scores by
-flipping the signs of the images' summed differences.
+Welsh 2007), standard errors are clustered (E. Miller 2024, arXiv 2411.00640). Where all scores are
+0 or all 1 a bootstrap has no width: there Wilson's interval stands, over images. Two runs are
+compared by flipping the signs of the images' summed differences; for right/wrong scores of
+questions that have an image each that is McNemar's test, which then gives the exact p.
 
     python -m pytest tests/shared/test_significance.py
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,9 +48,10 @@ class PairedComparison:
     """Tuned minus base over the same questions, in the unit of the scores.
 
     `low` and `high` are the 95 % cluster-bootstrap interval of the difference. `p_value` is
-    two-sided and comes from `test`: "mcnemar-exact" for right/wrong scores (`p_value_mid` is its
-    mid-p, less conservative), "sign-flip-clustered" for graded ones. `p_value_clustered` is the
-    sign-flip test in both cases: McNemar takes questions that share a picture as independent.
+    two-sided and comes from `test`: "mcnemar-exact" for right/wrong scores of questions that have
+    an image each (`p_value_mid` is its mid-p, less conservative), else "sign-flip-clustered", as
+    McNemar's test takes questions that share an image as independent. Where every image has the
+    same difference the bootstrap has no width, so there is no interval.
     `minimum_detectable_difference` is the true difference that a comparison of this size finds with
     power .8 at two-sided .05. What cannot be said is None, and `note` says why.
     """
@@ -59,7 +61,6 @@ class PairedComparison:
     high: float | None
     p_value: float | None
     p_value_mid: float | None
-    p_value_clustered: float | None
     test: str | None
     n: int
     n_clusters: int
@@ -107,6 +108,28 @@ def cluster_bootstrap(
     _same_length(scores=scores, clusters=clusters)
     sums, counts = _cluster_sums(values, clusters)
     return _bootstrap(sums, counts, n_resamples, confidence, seed)
+
+
+def score_interval(scores: Sequence[float], clusters: Sequence[int | str]) -> Interval:
+    """`cluster_bootstrap` of scores 0..1, with Wilson's interval where all are 0 or all are 1.
+
+    A bootstrap has no width there, which would claim certainty. Wilson's trials are then the
+    clusters: what the questions of one picture tell beyond the first is not known, so they count as
+    one. Between the ends a bootstrap without width (every cluster has the same mean) gives none.
+    """
+    interval = cluster_bootstrap(scores, clusters)
+    if interval.low is None or not _has_no_width(interval):
+        return interval
+    notes = [interval.note] if interval.note else []
+    if interval.mean not in (0.0, 1.0):
+        notes.append("every cluster has the same mean: no interval")
+        return replace(interval, low=None, high=None, note="; ".join(notes))
+    n_clusters = interval.n_clusters or 0
+    wilson = wilson_interval(round(interval.mean * n_clusters), n_clusters)
+    return replace(
+        interval, low=wilson.low, high=wilson.high, method="wilson over clusters",
+        note=f"all scores equal: Wilson's interval over {n_clusters} clusters",
+    )  # fmt: skip
 
 
 def clustered_standard_error(
@@ -197,21 +220,21 @@ def compare_paired(
     sums, counts = _cluster_sums(differences, clusters)
     n, n_clusters = len(differences), len(sums)
     interval = _bootstrap(sums, counts, n_resamples, 0.95, seed)
+    if _has_no_width(interval):
+        same = "every image has the same difference: no interval"
+        note = "; ".join(filter(None, [interval.note, same]))
+        interval = replace(interval, low=None, high=None, note=note)
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
 
     notes = [interval.note] if interval.note else []
-    test = p_value = p_value_mid = p_value_clustered = detectable = None
+    test = p_value = p_value_mid = detectable = None
     if n_clusters > 1:
-        p_value = p_value_clustered = _sign_flip(sums, seed)
-        test = "sign-flip-clustered"
-        if len({0.0, *base.tolist(), *tuned.tolist()}) <= 2:
+        if n_clusters == n and len({0.0, *base.tolist(), *tuned.tolist()}) <= 2:
             test = "mcnemar-exact"
             p_value, p_value_mid = mcnemar_p_values(losses, wins)
-            if n_clusters < n:
-                notes.append(
-                    f"McNemar takes the {n} questions as independent though they share "
-                    f"{n_clusters} images; p_value_clustered does not"
-                )
+        else:
+            test = "sign-flip-clustered"
+            p_value = _sign_flip(sums, seed)
         detectable = minimum_detectable_difference(differences, clusters)
         if detectable is None:
             notes.append("the images' differences do not vary: no minimum detectable difference")
@@ -221,7 +244,6 @@ def compare_paired(
         high=interval.high,
         p_value=p_value,
         p_value_mid=p_value_mid,
-        p_value_clustered=p_value_clustered,
         test=test,
         n=n,
         n_clusters=n_clusters,
@@ -312,6 +334,12 @@ def _standard_error(values: np.ndarray, clusters: Sequence[int | str]) -> float 
         cov_type="cluster", cov_kwds={"groups": codes[order]}
     )
     return float(fit.bse[0])
+
+
+def _has_no_width(interval: Interval) -> bool:
+    if interval.low is None or interval.high is None:
+        return False
+    return interval.high - interval.low <= 1e-12 * max(1.0, abs(interval.high))
 
 
 def _bootstrap(

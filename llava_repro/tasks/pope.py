@@ -38,7 +38,7 @@ from llava_repro.tasks.common import (
     usable,
 )
 from shared.options import UserError
-from shared.significance import cluster_bootstrap
+from shared.significance import score_interval
 from shared.vqav2 import QuestionSet
 
 SPLITS = ("adversarial", "popular", "random")
@@ -180,7 +180,7 @@ def _figures(samples: Sequence[Sample], scored: Scored) -> Metrics:
     recall, of_recall = proportion(tp, tp + fn, "no label is yes: no recall")
     yes_ratio, of_yes = proportion(tp + fp, answered, "no answer: no yes ratio")
     f1 = 2 * precision * recall / (precision + recall) if precision and recall else None
-    of_accuracy = cluster_bootstrap([r["score"] for r in scored], [r["image_id"] for r in scored])
+    of_accuracy = score_interval([r["score"] for r in scored], [r["image_id"] for r in scored])
     reasons = {"precision": of_precision, "recall": of_recall, "yes_ratio": of_yes}
     reasons = {name: figure["note"] for name, figure in reasons.items() if figure["n"] == 0}
     if f1 is None:

@@ -17,6 +17,7 @@ from shared.significance import (
     holm,
     mcnemar_p_values,
     minimum_detectable_difference,
+    score_interval,
     sign_flip_p_value,
     wilson_interval,
 )
@@ -172,6 +173,27 @@ def test_bootstrap_of_nothing_and_of_one_cluster() -> None:
 # --- clustered standard error and minimum detectable difference ----------------------------------
 
 
+def test_at_the_ends_wilson_over_clusters_stands_for_the_bootstrap() -> None:
+    """All right used to be 100 [100, 100], certain after ten pictures."""
+    clusters = [i // 3 for i in range(30)]
+    for score in (0, 1):
+        wilson = wilson_interval(10 * score, 10)  # ten pictures, not thirty questions
+        found = score_interval([score] * 30, clusters)
+        assert (found.low, found.high) == (wilson.low, wilson.high)
+        assert (found.mean, found.n, found.n_clusters) == (score, 30, 10)
+        assert found.note == "all scores equal: Wilson's interval over 10 clusters"
+    assert score_interval([1] * 10, range(10)).low == pytest.approx(0.7225, abs=1e-4)
+
+
+def test_between_the_ends_the_bootstrap_stands_unless_it_has_no_width() -> None:
+    scores, clusters = [0, 1, 1, 1, 0.3], [1, 2, 3, 4, 5]
+    assert score_interval(scores, clusters) == cluster_bootstrap(scores, clusters)
+    flat = score_interval([0, 1] * 10, [i // 2 for i in range(20)])  # each picture half right
+    assert (flat.mean, flat.low, flat.high) == (0.5, None, None)
+    assert flat.note == "every cluster has the same mean: no interval"
+    assert score_interval([1, 1], ["x", "x"]).note == "one cluster: no interval, no test"
+
+
 def test_standard_error_by_hand() -> None:
     # Mean 2. Residual sums: a: (-1) + (-1) = -2, b: 2, c: 0. C = 3, n = 5:
     # sqrt(3/2 * (4 + 4 + 0)) / 5 = sqrt(12) / 5.
@@ -259,16 +281,16 @@ def test_right_and_wrong_are_compared_by_mcnemar() -> None:
     assert result.p_value == pytest.approx(22 / 1024)
     assert result.p_value_mid == pytest.approx(12 / 1024)
     # Ten clusters differ, all by one: the flips of their signs are McNemar's coin tosses.
-    assert result.p_value_clustered == pytest.approx(22 / 1024)
+    differences = [after - before for before, after in zip(base, tuned, strict=True)]
+    assert sign_flip_p_value(differences, range(17)) == pytest.approx(22 / 1024)
     assert result.low < result.difference < result.high
     assert result.note is None
 
 
 def test_percent_and_fraction_are_the_same_comparison() -> None:
     base, tuned = [0, 1, 0, 0, 1, 0] * 4, [1, 1, 0, 1, 0, 0] * 4
-    clusters = [i // 2 for i in range(24)]
-    fraction = compare_paired(base, tuned, clusters)
-    percent = compare_paired([100 * x for x in base], [100.0 * x for x in tuned], clusters)
+    fraction = compare_paired(base, tuned, range(24))
+    percent = compare_paired([100 * x for x in base], [100.0 * x for x in tuned], range(24))
     assert percent.test == fraction.test == "mcnemar-exact"
     for field in dataclasses.fields(fraction):
         one, hundred = getattr(fraction, field.name), getattr(percent, field.name)
@@ -278,15 +300,13 @@ def test_percent_and_fraction_are_the_same_comparison() -> None:
             assert hundred == one
 
 
-def test_mcnemar_says_that_questions_share_images() -> None:
+def test_right_and_wrong_questions_that_share_images_are_compared_by_sign_flips() -> None:
     # Four images with five questions each, all twenty won: 2 / 2**20 as if independent, but only
     # four things happened: 2 of the 16 sign patterns are as extreme.
     result = compare_paired([0] * 20, [1] * 20, [i // 5 for i in range(20)])
-    assert result.p_value == pytest.approx(2 / 2**20)
-    assert result.p_value_clustered == pytest.approx(2 / 16)
-    assert "p_value_clustered" in result.note
-    assert "20 questions" in result.note
-    assert "4 images" in result.note
+    assert mcnemar_p_values(0, 20)[0] == pytest.approx(2 / 2**20)
+    assert (result.test, result.p_value) == ("sign-flip-clustered", pytest.approx(2 / 16))
+    assert result.p_value_mid is None
 
 
 # --- sign-flip permutation -----------------------------------------------------------------------
@@ -361,7 +381,7 @@ def test_graded_scores_are_compared_by_sign_flips() -> None:
     result = compare_paired(base, tuned, [1, 1, 2, 3, 3, 4])
     assert result.test == "sign-flip-clustered"
     assert result.difference == pytest.approx(2.0 / 6)
-    assert result.p_value == result.p_value_clustered == pytest.approx(0.25)
+    assert result.p_value == pytest.approx(0.25)
     assert result.p_value_mid is None
     assert (result.wins, result.ties, result.losses) == (5, 0, 1)
     assert (result.n, result.n_clusters) == (6, 4)
@@ -369,15 +389,23 @@ def test_graded_scores_are_compared_by_sign_flips() -> None:
 
 
 def test_difference_interval_is_paired() -> None:
-    """Scores that swing from image to image but always rise by .1 leave no doubt about .1."""
+    """Scores that swing from image to image but always rise by .1 or .11: little doubt remains."""
     rng = np.random.default_rng(4)
     base = rng.choice([0, 0.3, 0.6, 0.9], size=200)
-    result = compare_paired(base, base + 0.1, range(200))
-    assert result.low == pytest.approx(0.1)
-    assert result.high == pytest.approx(0.1)
+    result = compare_paired(base, base + np.tile([0.1, 0.11], 100), range(200))
+    assert 0.104 < result.low < 0.105 < result.high < 0.106
     assert result.wins == 200
-    assert result.minimum_detectable_difference is None
-    assert "do not vary" in result.note
+
+
+def test_a_difference_without_spread_has_no_interval() -> None:
+    """Two equal runs had [0, 0]: a bootstrap that can't vary would claim certainty."""
+    base = [0.0, 0.3, 0.6, 0.9]
+    for rise in (0.0, 0.1):
+        result = compare_paired(base, [score + rise for score in base], range(4))
+        assert result.difference == pytest.approx(rise)
+        assert (result.low, result.high, result.minimum_detectable_difference) == (None,) * 3
+        assert "every image has the same difference: no interval" in result.note
+        assert "do not vary" in result.note
 
 
 def test_interval_is_the_bootstrap_of_the_differences() -> None:
@@ -399,7 +427,7 @@ def test_a_rounding_error_is_a_tie() -> None:
 
 def test_identical_runs() -> None:
     result = compare_paired([0.3, 1.0, 0.0], [0.3, 1.0, 0.0], [1, 2, 3])
-    assert (result.difference, result.low, result.high, result.p_value) == (0.0, 0.0, 0.0, 1.0)
+    assert (result.difference, result.low, result.high, result.p_value) == (0.0, None, None, 1.0)
     assert (result.wins, result.ties, result.losses) == (0, 3, 0)
     assert result.minimum_detectable_difference is None
 
@@ -416,7 +444,7 @@ def test_one_cluster_gives_a_difference_only() -> None:
     result = compare_paired([0, 0, 1], [1, 1, 1], ["x"] * 3)
     assert result.difference == pytest.approx(2 / 3)
     assert (result.low, result.high, result.p_value, result.p_value_mid) == (None,) * 4
-    assert (result.p_value_clustered, result.test) == (None, None)
+    assert result.test is None
     assert (result.wins, result.ties, result.losses, result.n_clusters) == (2, 1, 0, 1)
     assert "one cluster" in result.note
     assert sign_flip_p_value([1, 1], [4, 4]) is None
