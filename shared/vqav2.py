@@ -23,9 +23,14 @@ from typing import Any
 from shared.options import MissingError, UserError, read_json
 
 SPLITS = ("train2014", "val2014", "test2015")
+DOWNLOAD = {  # what fetches a split
+    "train2014": "vqav2 --splits train  (train and val: vqav2)",
+    "val2014": "vqav2 --limit 1000  (or all of it: vqav2)",
+    "test2015": "vqav2 --splits test",
+}
 N_ANNOTATORS = 10
-BAD_ROW_SHARE = 0.05  # of a file; a few broken rows are survivable, more say that the file is wrong
-BAD_ROWS_ALWAYS_ALLOWED = 20
+# A few broken rows are survivable, more say that the file is wrong: `bad_rows_allowed`.
+BAD_ROW_SHARE, BAD_ROW_SHARE_OF_SMALL_FILES = 0.05, 0.1
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,14 @@ class QuestionSet:
 
     questions: list[Question]
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def left_out(self) -> str:
+        """A line for the console about rows that are not used, "" when there are none."""
+        if not self.problems:
+            return ""
+        n = len(self.problems)
+        return f"note: {n} bad row{'s' * (n > 1)} of the data not used; first: {self.problems[0]}"
 
     def sample(self, limit: int, seed: int) -> QuestionSet:
         """`limit` questions (0 = all) drawn with a private generator, in file order."""
@@ -95,7 +108,7 @@ def load_split(data_root: Path, split: str) -> QuestionSet:
         if not path.is_file() and not (path == annotation_path and split == "test2015"):
             raise MissingError(
                 f"{path} is not there.\n"
-                "  real data: python -m shared.download vqav2 --limit 1000  (or all of it: vqav2)\n"
+                f"  real data: python -m shared.download {DOWNLOAD[split]}\n"
                 "  without any download: the same command with --toy"
             )
     # Half a million small objects: the cyclic collector would double the time and frees nothing.
@@ -149,7 +162,7 @@ def _join_split(
             continue
         seen.add(row["question_id"])
         questions.append(_official_question(data_root, split, row, annotation))
-    _check_usable(questions, problems, len(rows), question_path)
+    check_usable(questions, problems, len(rows), question_path)
     return QuestionSet(questions, problems)
 
 
@@ -226,20 +239,30 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_usable(
+def bad_rows_allowed(n_rows: int) -> int:
+    """5 % of a file; of a small one a tenth (at most 20 rows), and one in any case."""
+    small = min(20, max(1, int(BAD_ROW_SHARE_OF_SMALL_FILES * n_rows)))
+    return max(small, int(BAD_ROW_SHARE * n_rows))
+
+
+def check_usable(
     questions: Sequence[Question], problems: Sequence[str], n_rows: int, path: Path
 ) -> None:
     """Raises UserError when no question is left, or more rows are bad than the bound allows."""
     listed = "\n  ".join(problems[:5]) or "the file is empty"
     if not questions:
         raise UserError(f"{path}: no usable row:\n  {listed}")
-    if len(problems) > max(BAD_ROWS_ALWAYS_ALLOWED, BAD_ROW_SHARE * n_rows):
-        raise UserError(f"{path}: {len(problems)} bad rows of {n_rows}; the first:\n  {listed}")
+    if len(problems) > (allowed := bad_rows_allowed(n_rows)):
+        raise UserError(
+            f"{path}: {len(problems)} bad rows of {n_rows}, at most {allowed} are passed over; the "
+            f"first:\n  {listed}"
+        )
 
 
 def load_rows(path: Path, *, need_answer: bool = False) -> QuestionSet:
     """Own rows from JSONL or CSV: `image`, `question` and, for training and scoring, `answer`.
 
+    A CSV may have commas, semicolons or tabs between its columns, and capitals in their names.
     `image` is relative to the file. `answers` (ten strings) and `question_id`, `image_id` are taken
     when present, so `tiny.jsonl` is scored officially; with one answer exact match is the measure.
     An own row without `question` asks for a caption only. Raises UserError for an unreadable file.
@@ -282,7 +305,7 @@ def load_rows(path: Path, *, need_answer: bool = False) -> QuestionSet:
                 or (Counter(answers).most_common(1)[0][0] if answers else None),
             )
         )
-    _check_usable(questions, problems, n_rows, path)
+    check_usable(questions, problems, n_rows, path)
     return QuestionSet(questions, problems)
 
 
@@ -322,16 +345,29 @@ def _read_jsonl(path: Path) -> Iterable[tuple[int, dict[str, Any] | str]]:
 
 def _read_csv(path: Path) -> Iterable[tuple[int, dict[str, Any] | str]]:
     """(line number, row), or a message in the place of a row with more fields than columns."""
-    lines = io.StringIO(_read_text(path), newline="")
-    reader = csv.DictReader(lines, skipinitialspace=True)
+    text = _read_text(path)
+    # Excel writes ";" where the comma is the decimal sign
+    separator = max(",;\t", key=text.split("\n", 1)[0].count)
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), skipinitialspace=True, delimiter=separator
+    )
     try:
-        if "image" not in (reader.fieldnames or []):
-            raise UserError(f"{path}: the first line must name the columns image,question,answer")
+        names = [name.strip().lower() for name in reader.fieldnames or []]
+        if "image" not in names:
+            found = ", ".join(names) or "nothing"
+            raise UserError(
+                f"{path}: the first line must name the columns image,question,answer; it has: "
+                f"{found}"
+            )
+        twice = [name for name, n in Counter(filter(None, names)).items() if n > 1]
+        if twice:
+            raise UserError(f"{path}: two columns are named {twice[0]}")
+        reader.fieldnames = names
         for row in reader:
             if None in row:  # read on, the rest would be a cut question and a wrong answer
                 yield reader.line_num, "more fields than columns: put texts with commas in quotes"
             else:
-                yield reader.line_num, {key: value for key, value in row.items() if value}
+                yield reader.line_num, {key: value for key, value in row.items() if key and value}
     except csv.Error as error:
         raise UserError(f"{path} line {reader.line_num}: not valid CSV ({error})") from error
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.options import MissingError, UserError
-from shared.significance import Interval, cluster_bootstrap, wilson_interval
+from shared.estimates import estimate
+from shared.options import MissingError
+from shared.significance import Interval, wilson_interval
 from shared.vqa_score import normalise_answer
-from shared.vqav2 import BAD_ROW_SHARE, BAD_ROWS_ALWAYS_ALLOWED, Question, QuestionSet
+from shared.vqav2 import Question, QuestionSet, check_usable
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
@@ -76,11 +77,7 @@ def answer_of(record: Record | None) -> str | None:
 
 def usable(samples: list[Sample], problems: list[str], n_rows: int, path: Path) -> QuestionSet:
     """The samples of a file, unless none is left or more rows are bad than a few: UserError."""
-    listed = "\n  ".join(problems[:5]) or "the file is empty"
-    if not samples:
-        raise UserError(f"{path}: no usable row:\n  {listed}")
-    if len(problems) > max(BAD_ROWS_ALWAYS_ALLOWED, BAD_ROW_SHARE * n_rows):
-        raise UserError(f"{path}: {len(problems)} bad rows of {n_rows}; the first:\n  {listed}")
+    check_usable(samples, problems, n_rows, path)
     return QuestionSet(samples, problems)
 
 
@@ -99,14 +96,6 @@ def picture_folder(candidates: Iterable[Path], example: str) -> Path:
     """The first folder that holds the example picture, else the first one."""
     folders = list(candidates)
     return next((folder for folder in folders if (folder / example).is_file()), folders[0])
-
-
-def estimate(values: Sequence[float], clusters: Sequence[Any], reason: str = "") -> Metrics:
-    """Mean of scores 0..1 in percent, with n and a 95 % interval (bootstrap over pictures)."""
-    if not values:
-        return {"value": None, "n": 0, "reason": reason or "no question"}
-    interval = in_percent(cluster_bootstrap(values, [str(cluster) for cluster in clusters]))
-    return {"value": round(100 * sum(values) / len(values), 2)} | interval
 
 
 def in_percent(interval: Interval, scale: float = 100) -> Metrics:

@@ -223,17 +223,18 @@ def test_pope_answers_numbered_as_in_llavas_question_file(tmp_path):
 
 
 def test_pope_bad_rows_are_listed_and_pictures_found(tmp_path):
-    rows = [*pope_rows("yn"), {"question_id": 9, "image": "a.jpg", "text": "?", "label": "maybe"}]
+    good = pope_rows("yn" * 15)
+    rows = [*good, {"question_id": 9, "image": "a.jpg", "text": "?", "label": "maybe"}]
     path = write_lines(tmp_path / "coco_pope_random.json", [*rows, pope_rows("y")[0]])
     path.write_text(path.read_text() + "{broken\n")
     (tmp_path / "val2014").mkdir()
     (tmp_path / "val2014" / rows[0]["image"]).write_bytes(b"")
     found = load_task("pope", tmp_path, "random")
     assert [sample.image for sample in found.questions] == [
-        tmp_path / "val2014" / rows[0]["image"]
-    ] * 2
+        tmp_path / "val2014" / row["image"] for row in good
+    ]
     assert [problem.split(": ")[0] for problem in found.problems] == [
-        f"coco_pope_random.json line {n}" for n in (3, 4, 5)
+        f"coco_pope_random.json line {n}" for n in (31, 32, 33)
     ]
     assert found.questions[0].prompt == f"Is there a thing 0 in the image?\n{SHORT}"
     assert load_task("pope", path, prompt="bare").questions[0].prompt == rows[0]["text"]
@@ -363,9 +364,11 @@ def test_scienceqa_bad_problems_are_named(tmp_path):
     problems["1"]["answer"] = 3
     problems["5"]["choices"] = ["one"]
     del problems["4"]
-    write(folder / "problems.json", problems)
+    more = [str(i) for i in range(100, 130)]  # good ones, so that three bad ones are a few
+    write(folder / "problems.json", problems | {pid: problems["7"] for pid in more})
+    write(folder / "pid_splits.json", {"test": ["4", "1", "5", "7", *more], "train": ["9"]})
     found = load_task("scienceqa", folder, "test")
-    assert [sample.sample_id for sample in found.questions] == ["7"]
+    assert [sample.sample_id for sample in found.questions] == ["7", *more]
     assert [problem.split(": ")[1] for problem in found.problems] == [
         "problem 4", "problem 1", "problem 5",
     ]  # fmt: skip

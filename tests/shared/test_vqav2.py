@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from shared.options import REPO_ROOT, MissingError, UserError
-from shared.vqav2 import load_rows, load_split, sample_questions
+from shared.vqav2 import bad_rows_allowed, load_rows, load_split, sample_questions
 
 SPLIT = "val2014"
 QUESTIONS = f"v2_OpenEnded_mscoco_{SPLIT}_questions.json"
@@ -90,11 +90,11 @@ Damage = Callable[[list[dict[str, Any]], list[dict[str, Any]]], Any]
 
 
 def left_out(folder: Path, damage: Damage) -> list[str]:
-    """Problems after `damage` to four good rows, of which the first is expected to fall out."""
-    questions, annotations = official(4)
+    """Problems after `damage` to twenty good rows, of which the first is expected to fall out."""
+    questions, annotations = official(20)
     damage(questions, annotations)
     found = load_split(write(folder, questions, annotations), SPLIT)
-    assert [q.sample_id for q in found.questions] == ["101", "102", "103"]
+    assert [q.sample_id for q in found.questions] == [str(i) for i in range(101, 120)]
     return found.problems
 
 
@@ -223,8 +223,23 @@ def test_bad_rows_are_bounded(tmp_path):
     found = load_split(write(tmp_path, questions, annotations), SPLIT)
     assert (len(found.questions), len(found.problems)) == (180, 20)
     annotations[20]["answers"] = []
-    with pytest.raises(UserError, match=r"21 bad rows of 200; the first:\n  .* row 0: .* 9 answ"):
+    with pytest.raises(UserError, match=r"21 bad rows of 200, .*:\n  .* row 0: .* 9 answ"):
         load_split(write(tmp_path, questions, annotations), SPLIT)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "allowed"), [(1, 1), (9, 1), (20, 2), (60, 6), (200, 20), (399, 20), (1000, 50)]
+)
+def test_the_bound_scales_with_the_file(n_rows, allowed):
+    assert bad_rows_allowed(n_rows) == allowed
+
+
+def test_19_bad_rows_of_20_are_no_small_loss(tmp_path):
+    """Twenty bad rows used to pass in any file, so that one good row was a run."""
+    rows = ['{"image": "a.jpg", "question": "What?"}', *['{"image": 5}'] * 19]
+    path = rows_file(tmp_path, "rows.jsonl", "\n".join(rows))
+    with pytest.raises(UserError, match=r"19 bad rows of 20, at most 2 are .*\n  .*row 2: 'image'"):
+        load_rows(path)
 
 
 def test_a_file_with_no_good_row_is_an_error(tmp_path):
@@ -366,13 +381,61 @@ def test_ten_answers_are_scored_officially_and_the_commonest_is_learned(tmp_path
 
 
 def test_csv_with_a_missing_column(tmp_path):
-    """A file with semicolons has one column, named by the whole first line."""
-    for text in ("picture,question\na.jpg,What?\n", "image;question\na.jpg;What?\n", ""):
-        with pytest.raises(UserError, match="must name the columns image,question,answer"):
+    for text, found in (
+        ("picture,question\na.jpg,What?\n", "picture, question"),
+        ("image|question\na.jpg|What?\n", r"image\|question"),
+        ("", "nothing"),
+    ):
+        message = f"must name the columns image,question,answer; it has: {found}$"
+        with pytest.raises(UserError, match=message):
             load_rows(rows_file(tmp_path, "rows.csv", text))
     path = rows_file(tmp_path, "rows.csv", "image,question\na.jpg,What?\n")
     with pytest.raises(UserError, match=r"rows.csv row 2: no 'answer' to learn"):
         load_rows(path, need_answer=True)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_csv_as_excel_writes_it(tmp_path, separator):
+    """Semicolons or tabs, capitals, a byte-order mark, an empty last column used to be refused."""
+    lines = ["Image|Question |ANSWER|", 'a.jpg|"Red, or blue; which?"|red|', "b.jpg|What?|blue|"]
+    text = "\ufeff" + "\r\n".join(lines).replace("|", separator) + "\r\n"
+    found = load_rows(rows_file(tmp_path, "rows.csv", text), need_answer=True)
+    assert found.problems == []
+    assert [(q.image_name, q.question, q.target) for q in found.questions] == [
+        ("a.jpg", "Red, or blue; which?", "red"),
+        ("b.jpg", "What?", "blue"),
+    ]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    """The second would silently stand for the first."""
+    path = rows_file(tmp_path, "rows.csv", "image,question,Question\na.jpg,What?,Why?\n")
+    with pytest.raises(UserError, match=r"rows.csv: two columns are named question"):
+        load_rows(path)
+
+
+def test_a_question_id_typed_twice_in_a_csv_is_said(tmp_path):
+    text = "question_id,image,question\n7,a.jpg,What?\n7,b.jpg,Why?\n8,c.jpg,Where?\n"
+    found = load_rows(rows_file(tmp_path, "rows.csv", text))
+    assert [q.image_name for q in found.questions] == ["a.jpg", "c.jpg"]
+    assert found.left_out == (
+        "note: 1 bad row of the data not used; first: rows.csv row 3: question_id 7 stands twice; "
+        "the first is used"
+    )
+    assert (
+        load_rows(rows_file(tmp_path, "good.csv", "image,question\na.jpg,What?\n")).left_out == ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("split", "download"),
+    [("train2014", "vqav2 --splits train"), ("val2014", "vqav2 --limit 1000"),
+     ("test2015", "vqav2 --splits test")],
+)  # fmt: skip
+def test_missing_files_name_the_download_that_brings_them(tmp_path, split, download):
+    """`--limit 1000` brings val only; to train it was no help."""
+    with pytest.raises(MissingError, match=f"python -m shared.download {download}"):
+        load_split(tmp_path, split)
 
 
 def test_an_unquoted_comma_in_a_csv_is_not_read_as_an_answer(tmp_path):
