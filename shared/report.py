@@ -301,9 +301,10 @@ def interval(low: float | None, high: float | None, *, signed: bool = False) -> 
 
 
 def p_value(value: float | None) -> str:
-    """Two significant digits down to 0.0001, the smallest that 9,999 sign flips can give."""
+    """Two significant digits down to 0.0001, the smallest that 9,999 sign flips can give: the true
+    p may lie below it."""
     if value is None:
         return "–"
-    if value < 0.0001:
-        return "< 0.0001"
+    if value <= 0.0001:
+        return "≤ 0.0001"
     return f"{value:.4f}" if value < 0.001 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"

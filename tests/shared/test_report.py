@@ -141,8 +141,9 @@ def test_csv_quotes_and_stops_formulas() -> None:
         (points(3.1), "+3.10"),
         (interval(-1.0, 2.0, signed=True), "[-1.00, +2.00]"),
         (interval(None, None), "–"),
-        (p_value(0.00009), "< 0.0001"),
-        (p_value(0.0001), "0.0001"),
+        (p_value(0.00009), "≤ 0.0001"),
+        (p_value(0.0001), "≤ 0.0001"),  # the floor of 9,999 sign flips
+        (p_value(0.00012), "0.0001"),
         (p_value(0.0449), "0.045"),
         (p_value(0.5), "0.50"),
         (p_value(None), "–"),
