@@ -88,6 +88,10 @@ def compare(
     if not pairs:
         raise UserError(f"{base.folder} and {tuned.folder} have no question in common")
     scored = [pair for pair in pairs if pair.scored]
+    answer_types, question_types = types = [
+        per_group(scored, key, seed) for key in ("answer_type", "question_type")
+    ]
+    adjust([row for table in types for row in table.values()])
     official = [p for p in scored if _official(p.base_scored) and _official(p.tuned_scored)]
     blind = base.metrics.get("blind")
     if blind and blind["n"] != len(official or scored):  # of other questions than compared here
@@ -104,8 +108,8 @@ def compare(
         "n_changed": sum(not same_words(pair) for pair in pairs),
         "trained_on_scored": [side for side, run in sides.items() if trained_on_scored(run)],
         "overall": change(scored, lambda row: row["score"], seed),
-        "per_answer_type": per_group(scored, "answer_type", seed),
-        "per_question_type": per_group(scored, "question_type", seed),
+        "per_answer_type": answer_types,
+        "per_question_type": question_types,
         "protocols": per_protocol(official, protocols, seed) if official and protocols else None,
         "exact_match": change(scored, lambda row: row["exact_match"], seed)
         if scored and all(_has_exact_match(pair) for pair in scored) else None,
@@ -138,7 +142,6 @@ def change(
         "low": in_points(result.low),
         "high": in_points(result.high),
         "p_value": result.p_value,
-        "p_value_clustered": result.p_value_clustered,
         "test": result.test,
         "n": result.n,
         "n_pictures": result.n_clusters,
@@ -164,19 +167,25 @@ def per_protocol(
 
 
 def per_group(pairs: Sequence[Pair], key: str, seed: int) -> dict[str, dict[str, Any]]:
-    """`change` per type, largest first, with `p_holm` adjusted over the types of this table."""
+    """`change` per type, largest first."""
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
         name = pair.base_scored[key]
         if name is not None:
             groups.setdefault(name, []).append(pair)
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
-    changes = {name: change(rows, lambda row: row["score"], seed) for name, rows in ordered}
-    adjusted = holm([row["p_value"] for row in changes.values()])
-    return {
-        name: {**row, "p_holm": None if p is None else float(f"{p:.6g}")}
-        for (name, row), p in zip(changes.items(), adjusted, strict=True)
-    }
+    return {name: change(rows, lambda row: row["score"], seed) for name, rows in ordered}
+
+
+def adjust(rows: Sequence[dict[str, Any]]) -> None:
+    """Puts `p_holm` into each row: Holm's p over all of them as one family.
+
+    The types of all tables are one family, so that the same questions under two names ("number",
+    "how many") have one p. The overall difference, the one hypothesis that a comparison is made
+    for, is not of it.
+    """
+    for row, p in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
+        row["p_holm"] = None if p is None else float(f"{p:.6g}")
 
 
 def counts(pairs: Sequence[Pair], side: str, run: Run) -> dict[str, Any]:
@@ -293,9 +302,34 @@ def scored_data(run: Run) -> tuple[str | None, str | None]:
 
 
 def trained_on_scored(run: Run) -> bool:
-    """Whether the adapter learned from the very file or split that scores it."""
-    learned = (adapter_manifest(run) or {}).get("data") or {}
-    return bool(learned) and (learned.get("source"), learned.get("split")) == scored_data(run)
+    """Whether the adapter learned from the very file or split that scores it.
+
+    By the run's own metrics, which keep what evaluate.py found, or by the adapter's manifest.
+    """
+    if run.metrics.get("trained_on_scored"):
+        return True
+    return learned_from(adapter_manifest(run), run.config)
+
+
+def learned_from(manifest: Mapping[str, Any] | None, config: Mapping[str, Any]) -> bool:
+    """Whether an adapter's manifest names the questions that a run with these options scores.
+
+    They are the same file or split when the contents have one hash, however the path is spelled;
+    when the paths lead to one place (rows edited since were learned for the most part); and when
+    both are the same split of the real VQAv2, which has no hash, in whichever folder it lies.
+    """
+    learned = (manifest or {}).get("data") or {}
+    source, split = config.get("data"), None
+    if not source:
+        source, split = config.get("data_root"), config.get("split")
+    if not source or not learned.get("source") or learned.get("split") != split:
+        return False
+    hashes = learned.get("data_hash"), config.get("data_hash")
+    if None not in hashes and hashes[0] == hashes[1]:
+        return True
+    if locate(learned["source"]).resolve() == locate(source).resolve():
+        return True
+    return split is not None and "data_hash" in learned and hashes == (None, None)
 
 
 def picture_file(run: Run, record: Mapping[str, Any]) -> Path:

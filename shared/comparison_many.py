@@ -19,6 +19,7 @@ from typing import Any
 from shared.comparison import (
     CARDS,
     CARDS_WITHOUT_SCORES,
+    adjust,
     change,
     confidence_figures,
     counts,
@@ -32,7 +33,6 @@ from shared.comparison import (
 from shared.estimates import by_group, estimate
 from shared.options import UserError
 from shared.runs import Run
-from shared.significance import holm
 from shared.verification import ScoreRun
 
 MOST_RUNS = 6  # what a chart can tell apart by colour
@@ -173,9 +173,7 @@ def pairs_of(runs: Sequence[Run], seed: int) -> list[dict[str, Any]]:
         both = pair_up(runs[first], runs[second])
         rows.append({"first": first, "second": second}
                     | change(both, lambda row: row["score"], seed))  # fmt: skip
-    adjusted = holm([row["p_value"] for row in rows])
-    for row, p in zip(rows, adjusted, strict=True):
-        row["p_holm"] = None if p is None else float(f"{p:.6g}")
+    adjust(rows)
     return rows
 
 

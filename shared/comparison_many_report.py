@@ -81,8 +81,7 @@ def make_report_of_all(
     sections.append(Section("what-ran", words["what_ran"], ran))
     footer = [words["made_by"].format(command=made_by, date=date)]
     if is_scored:
-        used = dict.fromkeys(row["test"] for row in comparison["pairs"] if row["test"])
-        tests = words["list_comma"].join(words[test] for test in used) or "–"
+        tests = parts.tests_used(comparison["pairs"], words)
         footer.insert(0, words["method_many"].format(seed=comparison["seed"], tests=tests))
     return Report(
         title=words["title_many"].format(n=len(runs)),
@@ -206,10 +205,12 @@ def results(comparison: Comparison, words: Words, labels: Words) -> list[Block]:
         list(comparison[key].items()) for key in ("per_answer_type", "per_question_type")
     )
     everything = [(labels["all"], overall), *answer_types]
+    blind = comparison["blind"]
     blocks: list[Block] = [
         Charts([
             accuracy_chart(everything, names, labels, words["chart_answer_types"], words,
-                           comparison["blind"]),
+                           [parts.blind_value(blind),
+                            *parts.blind_marks(blind, "per_answer_type", dict(answer_types))]),
             outcome_chart(comparison, words, labels),
         ]),
         pairs_table(comparison, words),
@@ -220,8 +221,9 @@ def results(comparison: Comparison, words: Words, labels: Words) -> list[Block]:
         title = words["chart_question_types"]
         if len(drawn) < len(question_types):
             title = words["chart_question_types_top"].format(n=parts.CHART_TYPES)
+        marks = parts.blind_marks(blind, "per_question_type", dict(drawn))
         blocks += [
-            Charts([accuracy_chart(drawn, names, labels, title, words, None)]),
+            Charts([accuracy_chart(drawn, names, labels, title, words, marks)]),
             type_table(words["by_question_type"], question_types, names, words),
         ]
     return blocks
@@ -236,14 +238,13 @@ def accuracy_chart(
     labels: Words,
     title: str,
     words: Words,
-    blind: Mapping[str, Any] | None,
+    blind: Sequence[float | None],
 ) -> Chart:
-    known_blind = blind is not None and blind["value"] is not None
     png = charts.accuracy_bars(
         [f"{charts.drawable(name, 22)} ({figures[0]['n']:,})" for name, figures in rows],
         {name: [figures[i] for _, figures in rows] for i, name in enumerate(names)},
         x_label=labels["axis_accuracy"],
-        reference=(labels["blind_line"], blind["value"]) if known_blind and blind else None,
+        reference=(labels["blind_line"], blind),
     )
     return Chart(png, title, words["alt_bars"])
 

@@ -123,8 +123,8 @@ def verdict(comparison: Comparison, words: Words) -> str:
         return words["no_scores"].format(
             changed=comparison["n_changed"], n=comparison["n_questions"]
         )
-    p_values = [overall["p_value"], overall["p_value_clustered"]]
-    clear = told_apart(overall) and all(p is not None and p <= 0.05 for p in p_values)
+    p = overall["p_value"]
+    clear = told_apart(overall) and p is not None and p <= 0.05
     kind = "unclear" if not clear else "better" if overall["difference"] > 0 else "worse"
     sentence = words[kind].format(
         base=percent(overall["base"]["value"]),

@@ -57,8 +57,11 @@ def difference_with_interval(row: Mapping[str, Any]) -> str:
 
 
 def told_apart(row: Mapping[str, Any]) -> bool:
-    """Whether the difference's interval leaves out 0."""
-    return row["low"] is not None and not row["low"] <= 0 <= row["high"]
+    """Whether the difference's interval leaves out 0; where every picture has the same difference
+    there is no interval, and any difference that could be tested is one."""
+    if row["low"] is None:
+        return bool(row["difference"]) and row["p_value"] is not None
+    return not row["low"] <= 0 <= row["high"]
 
 
 def results(comparison: Comparison, words: Words, labels: Words) -> list[Block]:
@@ -71,13 +74,14 @@ def results(comparison: Comparison, words: Words, labels: Words) -> list[Block]:
     )
     everything = comparison["overall"]
     drawn = [(labels["all"], everything), *answer_types]
+    blind = blind_marks(comparison["blind"], "per_answer_type", dict(answer_types))
     blocks: list[Block] = [
         Charts([
-            accuracy_chart(drawn, labels, words, words["chart_answer_types"], comparison["blind"]),
+            accuracy_chart(drawn, labels, words, words["chart_answer_types"],
+                           [blind_value(comparison["blind"]), *blind]),
             outcome_chart(drawn, labels, words),
         ]),
-        type_table(words["by_answer_type"], [(words["all"], everything), *answer_types], words,
-                   clustered_note(comparison, words)),
+        type_table(words["by_answer_type"], [(words["all"], everything), *answer_types], words),
     ]  # fmt: skip
     if question_types:
         drawn = question_types[:CHART_TYPES]
@@ -86,7 +90,8 @@ def results(comparison: Comparison, words: Words, labels: Words) -> list[Block]:
             title = words["chart_question_types_top"].format(n=CHART_TYPES)
         blocks += [
             Charts([
-                accuracy_chart(drawn, labels, words, title, None),
+                accuracy_chart(drawn, labels, words, title, blind_marks(
+                    comparison["blind"], "per_question_type", dict(drawn))),
                 outcome_chart(drawn, labels, words),
             ]),
             type_table(words["by_question_type"], question_types, words),
@@ -94,23 +99,30 @@ def results(comparison: Comparison, words: Words, labels: Words) -> list[Block]:
     return blocks
 
 
-def clustered_note(comparison: Comparison, words: Words) -> str:
-    overall = comparison["overall"]
-    if overall["test"] != "mcnemar-exact" or overall["n_pictures"] == overall["n"]:
-        return ""
-    return words["clustered"].format(p=p_value(overall["p_value_clustered"]))
+def blind_value(blind: Mapping[str, Any] | None) -> float | None:
+    """Its accuracy on all questions, in percent; None where it is not known."""
+    return blind["value"] if blind else None
 
 
-def adjusted_p(row: Mapping[str, Any]) -> float | None:
-    """Holm's p in a table of types; the row of all questions is one test of its own."""
-    return row.get("p_holm", row["p_value"])
+def blind_marks(
+    blind: Mapping[str, Any] | None, table: str, types: Mapping[str, Any]
+) -> list[float | None]:
+    """The blind baseline on each of these types, as far as metrics.json has it."""
+    known = (blind or {}).get(table) or {}
+    return [known[name]["value"] if name in known else None for name in types]
 
 
-def type_table(title: str, rows: NamedRows, words: Words, note: str = "") -> Table:
+def tests_used(rows: Sequence[Mapping[str, Any]], words: Words) -> str:
+    """Which paired test gave the p-values of these rows."""
+    used = dict.fromkeys(row["test"] for row in rows if row["test"])
+    return words["list_comma"].join(words[test] for test in sorted(used, reverse=True)) or "–"
+
+
+def type_table(title: str, rows: NamedRows, words: Words) -> Table:
     header, body = type_cells(rows, words)
 
     def tone(row: Mapping[str, Any]) -> Tone:
-        p = adjusted_p(row)
+        p = row.get("p_holm", row["p_value"])  # the row of all questions is a test of its own
         if p is None or p > 0.05:
             return ""
         return "good" if row["difference"] > 0 else "bad"
@@ -119,20 +131,21 @@ def type_table(title: str, rows: NamedRows, words: Words, note: str = "") -> Tab
         header=header,
         rows=[Row(cells, row["n"], tone(row)) for cells, (_, row) in zip(body, rows, strict=True)],
         title=title,
-        note=" ".join(filter(None, [words["type_note"], note])),
+        note=words["type_note"].format(test=tests_used([row for _, row in rows], words)),
     )
 
 
 def type_cells(rows: NamedRows, words: Words) -> tuple[list[str], list[list[str]]]:
     header = [words["type"], words["n"], words["base"], words["tuned"], words["difference"],
-              words["p_holm"], words["outcomes"]]  # fmt: skip
+              words["p"], words["p_holm"], words["outcomes"]]  # fmt: skip
     body = [
         [
             name,
             f"{row['n']:,}",
             *(with_interval(row[side]) for side in ("base", "tuned")),
             difference_with_interval(row),
-            p_value(adjusted_p(row)),
+            p_value(row["p_value"]),
+            p_value(row.get("p_holm")),
             f"{row['wins']} / {row['ties']} / {row['losses']}",
         ]
         for name, row in rows
@@ -141,14 +154,14 @@ def type_cells(rows: NamedRows, words: Words) -> tuple[list[str], list[list[str]
 
 
 def accuracy_chart(
-    rows: NamedRows, labels: Words, words: Words, title: str, blind: Mapping[str, Any] | None
+    rows: NamedRows, labels: Words, words: Words, title: str, blind: Sequence[float | None]
 ) -> Chart:
-    known_blind = blind is not None and blind["value"] is not None
+    """`blind`: the blind baseline on each row's questions, None where it is not known."""
     png = charts.accuracy_bars(
         [f"{charts.drawable(name, 22)} ({row['n']:,})" for name, row in rows],
         {labels[side]: [row[side] for _, row in rows] for side in ("base", "tuned")},
         x_label=labels["axis_accuracy"],
-        reference=(labels["blind_line"], blind["value"]) if known_blind else None,
+        reference=(labels["blind_line"], blind),
     )
     return Chart(png, title, words["alt_bars"])
 

@@ -39,7 +39,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "blind_note": "commonest train answer of each question type, pictures unseen",
         "detectable": "Detectable difference",
         "detectable_note": "points, with power 0.8 at this sample size",
-        "mcnemar-exact": "McNemar's exact test",
+        "mcnemar-exact": "McNemar's exact test (a picture for each question)",
         "sign-flip-clustered": "sign flips, clustered by picture",
         "answers_differ": "Answers that differ",
         "errors_tile": "Errors, empty answers",
@@ -73,12 +73,13 @@ TEXTS: dict[str, dict[str, str]] = {
         "by_question_type": "By question type",
         "type": "Type",
         "n": "n",
+        "p": "p",
         "p_holm": "p (Holm)",
-        "type_note": "Percent with 95 % intervals (bootstrap over pictures); differences in "
-        "percentage points; p-values adjusted by Holm's method over the types. A coloured edge: p "
-        "is at most 0.05.",
-        "clustered": "McNemar's test takes questions as independent; several share a picture here. "
-        "The sign-flip test clustered by picture gives p {p}.",
+        "type_note": "Percent with 95 % intervals (bootstrap over pictures; at 0 and 100 % "
+        "Wilson's, pictures as trials); differences in percentage points, without an interval "
+        "where every picture has the same one. p: {test}. p (Holm): adjusted over the types of "
+        "both tables together; the row of all questions is a test of its own. A coloured edge: p "
+        "(Holm), or p of all questions, is at most 0.05.",
         "improved": "Improved",
         "worsened": "Worsened",
         "confident_errors": "Confident errors of the tuned model",
@@ -111,7 +112,8 @@ TEXTS: dict[str, dict[str, str]] = {
         "pairs_note": "Second minus first, in percentage points with 95 % intervals (bootstrap "
         "over pictures). p of the paired test, adjusted by Holm's method over the pairs. A "
         "coloured edge: p is at most 0.05.",
-        "type_note_many": "Percent with 95 % intervals (bootstrap over pictures).",
+        "type_note_many": "Percent with 95 % intervals (bootstrap over pictures; at 0 and 100 % "
+        "Wilson's, pictures as trials).",
         "divided": "Right in some runs, wrong in others",
         "all_wrong": "Wrong in every run",
         "method_many": "Intervals: percentile bootstrap over pictures, 2,000 resamples, seed "
@@ -213,7 +215,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "blind_note": "每种问题类型在训练集中最常见的答案，不看图片",
         "detectable": "可检出差异",
         "detectable_note": "百分点，此样本量、检验功效 0.8",
-        "mcnemar-exact": "McNemar 精确检验",
+        "mcnemar-exact": "McNemar 精确检验（每个问题各有一张图片）",
         "sign-flip-clustered": "按图片分组的符号翻转检验",
         "answers_differ": "不同的回答",
         "errors_tile": "错误、空回答",
@@ -247,11 +249,11 @@ TEXTS: dict[str, dict[str, str]] = {
         "by_question_type": "按问题类型",
         "type": "类型",
         "n": "n",
+        "p": "p",
         "p_holm": "p（Holm）",
-        "type_note": "百分比及 95 % 区间（按图片自助抽样）；差异为百分点；p 值在各类型间"
-        "按 Holm 方法校正。左侧有色条：p 不大于 0.05。",
-        "clustered": "McNemar 检验把问题看作相互独立，而这里有些问题共用一张图片。"
-        "按图片分组的符号翻转检验得 p {p}。",
+        "type_note": "百分比及 95 % 区间（按图片自助抽样；0 和 100 % 处为以图片为单位的 Wilson "
+        "区间）；差异为百分点，各图片差异都相同时没有区间。p：{test}。p（Holm）：两张表的所有类型"
+        "一起校正；“全部”一行是单独的检验。左侧有色条：p（Holm）不大于 0.05，“全部”一行看 p。",
         "improved": "变好",
         "worsened": "变差",
         "confident_errors": "微调模型的高置信度错误",
@@ -281,7 +283,8 @@ TEXTS: dict[str, dict[str, str]] = {
         "pair": "两次运行",
         "pairs_note": "后者减前者，百分点及 95 % 区间（按图片自助抽样）。p 为配对检验，在各对之间"
         "按 Holm 方法校正。左侧有色条：p 不大于 0.05。",
-        "type_note_many": "百分比及 95 % 区间（按图片自助抽样）。",
+        "type_note_many": "百分比及 95 % 区间（按图片自助抽样；0 和 100 % 处为以图片为单位的 "
+        "Wilson 区间）。",
         "divided": "有的运行答对，有的答错",
         "all_wrong": "每次运行都答错",
         "method_many": "区间：按图片自助抽样的百分位区间，2,000 次，种子 {seed}。检验：{tests}。",

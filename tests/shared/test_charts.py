@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -39,7 +40,8 @@ def test_every_chart_draws_hostile_labels_without_boxes(
     n = len(HOSTILE)
     drawn = [
         charts.accuracy_bars(
-            HOSTILE, {"a": estimates(n), "b": estimates(n)}, x_label="x", reference=("r", [30.0, None, 0.0, 100.0, 5.0][:n])
+            HOSTILE, {"a": estimates(n), "b": estimates(n)}, x_label="x",
+            reference=("r", [30.0, None, 0.0, 100.0, 5.0]),
         ),
         charts.outcome_bars(HOSTILE, [(1, 2, 3), (0, 0, 0)] * 2 + [(0, 1, 0)], ["w", "t", "l"]),
         charts.reliability_diagram(
@@ -129,3 +131,25 @@ def test_a_curve_without_validation_is_drawn() -> None:
         rows, selection="accuracy", title="run", synthetic=False, n_validation=0
     )
     assert Image.open(io.BytesIO(content)).size[0] > 600
+
+
+def test_each_row_has_its_own_reference_mark() -> None:
+    """One line through all rows used to show the overall blind figure as that of every type."""
+
+    def columns_of_marks(reference: list[float | None]) -> list[set[int]]:
+        """The pixel columns with the marks' colour in the upper and lower bar's half."""
+        png = charts.accuracy_bars(
+            ["all", "number"], {"a": [{"value": None}] * 2}, x_label="x", reference=("r", reference)
+        )
+        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+        colour = [int(charts.LOSS[i : i + 2], 16) for i in (1, 3, 5)]
+        rows, columns = np.where((abs(pixels - colour) <= 8).all(axis=2))
+        bars = rows > 40  # below the legend
+        middle = (rows[bars].min() + rows[bars].max()) / 2
+        upper = rows[bars] < middle
+        return [set(columns[bars][upper].tolist()), set(columns[bars][~upper].tolist())]
+
+    upper, lower = columns_of_marks([30.0, 80.0])
+    assert upper
+    assert lower
+    assert max(upper) < min(lower)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from shared import charts
-from shared.comparison import compare, pair_up
+from shared.comparison import compare, learned_from, pair_up
 from shared.comparison_many import (
     common_questions,
     compare_all,
@@ -22,6 +22,7 @@ from shared.comparison_many import (
 )
 from shared.comparison_many_report import make_report_of_all, summary_of_all
 from shared.comparison_report import make_report
+from shared.comparison_sections import type_cells
 from shared.comparison_texts import TEXTS as SHARED
 from shared.estimates import estimate
 from shared.options import UserError, write_json
@@ -264,6 +265,107 @@ def test_rows_without_protocols_are_compared_two_by_two_as_well(runs, tiny_chart
     text = render(report)
     assert "splits.hard.f1" in text
     assert "Who publishes under it" not in text
+
+
+def test_types_of_both_tables_are_one_family(runs):
+    """The same questions under two names had two adjusted p-values, 0.0004 and 0.0002."""
+    base, tuned = runs[:2]
+    figures = compare(base, tuned)
+    rows = [*figures["per_answer_type"].values(), *figures["per_question_type"].values()]
+    assert len(rows) == 3
+    adjusted = holm([row["p_value"] for row in rows])
+    assert [row["p_holm"] for row in rows] == pytest.approx(adjusted, rel=1e-5)
+    assert "p_holm" not in figures["overall"]
+    for run in (base, tuned):
+        for row in run.scored.values():
+            row["question_type"] = "one type"
+    figures = compare(base, tuned)
+    one, other = figures["per_answer_type"]["yes/no"], figures["per_question_type"]["one type"]
+    assert one == other
+    assert one["p_holm"] == pytest.approx(2 * figures["overall"]["p_value"])
+
+
+def test_p_and_adjusted_p_stand_in_columns_of_their_own(runs, tiny_charts):
+    """The row of all questions showed its unadjusted p under "p (Holm)"."""
+    figures = compare(*runs[:2])
+    overall, is_there = figures["overall"], figures["per_question_type"]["is there"]
+    header, body = type_cells([("all", overall), ("is there", is_there)], TEXTS["en"])
+    p, adjusted = header.index("p"), header.index("p (Holm)")
+    assert (body[0][p], body[0][adjusted]) == ("0.002", "–")  # 2 of 2**10 patterns
+    assert (body[1][p], body[1][adjusted]) == ("0.002", "0.0059")  # of three types
+    assert overall["test"] == "sign-flip-clustered"  # right or wrong, two questions a picture
+    assert "p: sign flips, clustered by picture." in page_of_two(runs[:2])
+
+
+def page_of_two(runs: Sequence[Run]) -> str:
+    base, tuned = runs
+    return render(make_report(
+        compare(base, tuned), base, tuned, pair_up(base, tuned), reasons=[], texts=TEXTS,
+        language="en", find_picture=lambda record: Path(record["image"]), made_by="", date="",
+    ))  # fmt: skip
+
+
+def test_the_blind_mark_is_each_types_own(runs, monkeypatch):
+    """The overall figure was drawn through the bars of every type."""
+    marks = []
+
+    def draw(
+        groups: Sequence[str], *args: Any, reference: tuple[str, list], **labels: Any
+    ) -> bytes:
+        marks.append(
+            dict(zip([group.split(" (")[0] for group in groups], reference[1], strict=True))
+        )
+        return b""
+
+    for name in ("outcome_bars", "reliability_diagram", "risk_coverage_chart"):
+        monkeypatch.setattr(charts, name, lambda *args, **labels: b"")
+    monkeypatch.setattr(charts, "accuracy_bars", draw)
+    page_of_two(runs[:2])
+    assert marks == [{"all": 30.0, "yes/no": None}, {"is there": None, "which": None}]
+    for run in runs:
+        run.metrics["blind"] |= {"per_answer_type": {"yes/no": {"value": 45.0}},
+                                 "per_question_type": {"which": {"value": 10.0}}}  # fmt: skip
+    by_type = [{"all": 30.0, "yes/no": 45.0}, {"is there": None, "which": 10.0}]
+    marks.clear()
+    page_of_two(runs[:2])
+    assert marks == by_type
+    marks.clear()
+    page(runs)
+    assert marks == by_type
+
+
+OWN_ROWS = {"source": "good.jsonl", "split": None, "data_hash": "h1"}
+OFFICIAL = {"source": "data/vqav2", "split": "train2014"}
+
+
+@pytest.mark.parametrize(
+    ("learned", "config", "same"),
+    [
+        # own rows: one content under any path, or one file however it is spelled
+        (OWN_ROWS, {"data": "/elsewhere/copy.jsonl", "data_hash": "h1"}, True),
+        (OWN_ROWS, {"data": "./good.jsonl", "data_hash": "edited since"}, True),
+        (OWN_ROWS, {"data": str(Path("good.jsonl").absolute()), "data_hash": "h2"}, True),
+        ({"source": "good.jsonl", "split": None}, {"data": "./good.jsonl", "data_hash": "h"}, True),
+        (OWN_ROWS, {"data": "other.jsonl", "data_hash": "h2"}, False),
+        (OWN_ROWS, {"data_root": "good.jsonl", "split": "val2014", "data_hash": "h1"}, False),
+        # a data root with a hash
+        (OFFICIAL | {"data_hash": "a"},
+         {"data_root": "/copy", "split": "train2014", "data_hash": "a"}, True),
+        (OFFICIAL | {"data_hash": "a"},
+         {"data_root": "/copy", "split": "val2014", "data_hash": "a"}, False),
+        (OFFICIAL | {"data_hash": "a"},
+         {"data_root": "/toy", "split": "train2014", "data_hash": None}, False),
+        # the real VQAv2 has none; of an adapter before hashes were kept only the path is known
+        (OFFICIAL | {"data_hash": None},
+         {"data_root": "/copy", "split": "train2014", "data_hash": None}, True),
+        (OFFICIAL, {"data_root": "/copy", "split": "train2014", "data_hash": None}, False),
+        (OFFICIAL, {"data_root": "data/../data/vqav2", "split": "train2014"}, True),
+        (None, {"data": "good.jsonl"}, False),
+    ],
+)  # fmt: skip
+def test_what_an_adapter_learned_is_known_by_content_and_place(learned, config, same):
+    """Paths were compared as strings: "./good.jsonl" or a copy passed as other data."""
+    assert learned_from({"data": learned} if learned else None, config) is same
 
 
 @pytest.mark.slow
