@@ -7,7 +7,8 @@ same precision, and are scored by the same metric; then any difference is the mo
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,8 @@ RAW = {"preset", "prompt", "greedy", "dtype", "limit", "template", "max_new_toke
 # What makes the sample of two runs of one model the same.
 SAMPLE = {"task", "data", "data_root", "split", "data_hash", "limit", "seed", "pictures"}
 SCORED_KEYS = ("sample_id", "score", "image_id", "question_type", "answer_type")
-RECORD_KEYS = ("sample_id", "image", "question", "question_type", "answer_type", "raw_output",
-               "answer", "references", "confidence", "finish_reason", "status",
-               "error")  # fmt: skip
+AGAIN = "the same evaluate.py command scores the run again"
+ASK_AGAIN = "delete that line, and the same evaluate.py command answers the question again"
 NAMES = {  # config key -> what a reader calls it
     "asked": "prompt or decoding",
     "compute_dtype": "dtype",
@@ -53,7 +53,7 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Raises UserError when the folder is no finished run, naming the command that finishes it,
-    and for a row that lacks what a comparison needs, naming it."""
+    and for a row or figure that a comparison cannot use, naming file and field."""
     if folder.is_file():
         raise UserError(f"{folder}: a file; expected the run's folder: {folder.parent}")
     if not folder.is_dir():
@@ -72,20 +72,120 @@ def read_run(folder: Path) -> Run:
             f"{folder}: {len(absent)} scored questions have no record, the first {absent[0]}; the "
             "same evaluate.py command answers them"
         )
+    predictions = folder / "predictions.jsonl"
     for key in scored:
-        lacking = next((name for name in RECORD_KEYS if name not in records[key]), None)
+        lacking = next((name for name in RECORD_FIELDS if name not in records[key]), None)
         if lacking:
-            raise UserError(
-                f"{folder / 'predictions.jsonl'}: the record of {key} has no {lacking!r}; delete "
-                "that line, and the same evaluate.py command answers the question again"
-            )
+            raise UserError(f"{predictions}: the record of {key} has no {lacking!r}; {ASK_AGAIN}")
+        check_fields(records[key], RECORD_FIELDS, f"{predictions}: the record of {key}", ASK_AGAIN)
+        check_fields(scored[key], SCORED_FIELDS, f"{folder / 'scored.jsonl'}: {key}", AGAIN)
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.json'}: not a run's options, but {config!r:.40}")
     return Run(
         folder=folder,
-        config=read_json(folder / "config.json"),
-        metrics=read_json(folder / "metrics.json"),
+        config=config,
+        metrics=read_metrics(folder / "metrics.json"),
         records={key: records[key] for key in scored},
         scored=scored,
     )
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_text_or_none(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def is_share_or_none(value: Any) -> bool:
+    """0..1, with room for the rounding of an exponential."""
+    return value is None or (is_number(value) and 0 <= value <= 1 + 1e-6)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def is_figure(value: Any) -> bool:
+    """An estimate: a percentage or null, its interval around it where there is one."""
+    if not isinstance(value, dict):
+        return False
+    parts = [value.get(name) for name in ("low", "value", "high")]
+    given = [part for part in parts if part is not None]
+    return all(map(is_number, given)) and given == sorted(given) and all(
+        0 <= part <= 100 for part in given
+    )  # fmt: skip
+
+
+def are_figures(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(is_figure, value.values()))
+
+
+def are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(n, int) and not isinstance(n, bool) for n in value.values()
+    )
+
+
+def are_problems(value: Any) -> bool:
+    """Of the data: how many, and the first ones in words."""
+    if not isinstance(value, dict) or not is_texts(value.get("first")):
+        return False
+    count = value.get("count")
+    return is_number(count) and count >= len(value["first"]) and bool(count) == bool(value["first"])
+
+
+# Field -> whether a value can be used, and in words what it should be.
+Fields = Mapping[str, tuple[Callable[[Any], bool], str]]
+TEXT, TEXT_OR_NULL = (is_text, "a text"), (is_text_or_none, "a text or null")
+SHARE = (is_share_or_none, "a number from 0 to 1 or null")
+RECORD_FIELDS: Fields = {
+    **dict.fromkeys(("sample_id", "image", "question", "status"), TEXT),
+    **dict.fromkeys(("question_type", "answer_type", "raw_output", "answer"), TEXT_OR_NULL),
+    **dict.fromkeys(("finish_reason", "error"), TEXT_OR_NULL),
+    "references": (is_texts, "a list of texts"),
+    "confidence": SHARE,
+}
+SCORED_FIELDS: Fields = {
+    "sample_id": TEXT,
+    "score": SHARE,
+    "question_type": TEXT_OR_NULL,
+    "answer_type": TEXT_OR_NULL,
+}
+FIGURE = (is_figure, "an estimate in percent whose interval holds it")
+METRICS_FIELDS: Fields = {
+    "metric": TEXT,
+    **dict.fromkeys(("accuracy", "exact_match", "excluding_errors", "blind"), FIGURE),
+    **dict.fromkeys(("per_answer_type", "per_question_type"), (are_figures, "estimates by name")),
+    "counts": (are_counts, "whole numbers by name"),
+    "synthetic": (lambda value: isinstance(value, dict), "data and model: true or false"),
+    "data_problems": (are_problems, "a count and the first problems in words"),
+}
+
+
+def check_fields(row: Mapping[str, Any], fields: Fields, where: str, mend: str) -> None:
+    """Raises UserError for the first field that is there and is not what it should be."""
+    for name, (fits, expected) in fields.items():
+        if name in row and not fits(row[name]):
+            raise UserError(f"{where}: {name!r} is {row[name]!r:.60}, not {expected}; {mend}")
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Raises UserError with the field that a comparison or page could not use."""
+    metrics = read_json(path)
+    if not isinstance(metrics, dict):
+        raise UserError(f"{path}: not a run's figures, but {metrics!r:.40}; {AGAIN}")
+    lacking = next((name for name in ("metric", "accuracy") if name not in metrics), None)
+    if lacking:
+        raise UserError(f"{path}: no {lacking!r} in it; {AGAIN}")
+    check_fields(metrics, METRICS_FIELDS, str(path), AGAIN)
+    return metrics
 
 
 def read_scored(path: Path) -> dict[str, dict[str, Any]]:

@@ -39,17 +39,29 @@ def verify(run: Run, score_run: ScoreRun) -> list[str]:
         differing.append(f"{len(unscored)} records have no line in scored.jsonl: {min(unscored)} …")
     expected = run.metrics.get("counts", {}).get("expected", len(run.records))
     _, metrics = score_run(list(run.records.values()), expected=expected)
-    return differing + _unequal(run.metrics, metrics, "metrics.json")
+    recomputed = {key: run.metrics.get(key) for key in metrics}
+    return differing + unequal(recomputed, metrics, "metrics.json")
 
 
-def _unequal(stored: Any, again: Any, where: str) -> list[str]:
-    """Leaves of `again` that `stored` has otherwise; figures may differ by their rounding."""
+def not_scored_again(run: Run, score_run: ScoreRun) -> set[str]:
+    """Figures of metrics.json that its records alone do not give."""
+    _, metrics = score_run([], expected=0)
+    return run.metrics.keys() - metrics.keys()
+
+
+def unequal(stored: Any, again: Any, where: str) -> list[str]:
+    """Leaves that one of both has otherwise or alone; figures may differ by their rounding."""
     if isinstance(again, dict):
         if not isinstance(stored, dict):
             return [f"{where}: {stored!r}, not {again!r}"]
-        return [line for key, value in again.items()
-                for line in _unequal(stored.get(key), value, f"{where}: {key}")]  # fmt: skip
-    both_numbers = all(isinstance(v, float | int) for v in (stored, again))
+        pairs = {
+            key: (stored.get(key), again.get(key))
+            for key in [*again, *(stored.keys() - again.keys())]
+        }
+        return [line for key, pair in pairs.items() for line in unequal(*pair, f"{where}: {key}")]
+    both_numbers = all(
+        isinstance(v, float | int) and not isinstance(v, bool) for v in (stored, again)
+    )
     if stored == again or (both_numbers and abs(stored - again) <= ROUNDING):
         return []
     return [f"{where}: {stored!r}, not {again!r}"]

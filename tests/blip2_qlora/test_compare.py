@@ -19,6 +19,7 @@ from blip2_qlora.compare import CompareOptions, main
 from blip2_qlora.compare_texts import TEXTS
 from blip2_qlora.predictions import read_predictions
 from blip2_qlora.scoring import PUBLISHED_UNDER, official_results, score_run, write_scores
+from blip2_qlora.verifying import from_data
 from shared import charts
 from shared import comparison as comparison_module
 from shared.comparison import adapter_manifest, compare, pair_up, strata
@@ -177,8 +178,9 @@ def test_figures_per_type_and_protocol(base: Path, tuned: Path) -> None:
     assert (types["yes/no"]["wins"], types["yes/no"]["losses"]) == (0, 1)
     assert types["yes/no"]["test"] == "mcnemar-exact"
     assert types["number"]["p_value"] is None  # one picture: nothing to test
-    assert [row["p_holm"] for row in types.values()] == pytest.approx(
-        holm([row["p_value"] for row in types.values()]), nan_ok=True
+    family = [*types.values(), *figures["per_question_type"].values()]
+    assert [row["p_holm"] for row in family] == pytest.approx(
+        holm([row["p_value"] for row in family]), nan_ok=True
     )
     assert figures["protocols"].keys() == PUBLISHED_UNDER.keys()
     for name in ("official-2021", "always-normalise"):
@@ -318,6 +320,24 @@ def test_adapter_trained_on_the_scored_questions_is_flagged(
     assert 'class="banner"' not in report(tuned_run=str(run))
 
 
+def test_an_adapter_trained_on_a_copy_of_the_scored_rows_is_flagged(
+    tmp_path: Path, make_run, report
+) -> None:
+    """By the hash of the rows; and by what evaluate.py found, should the adapter be gone."""
+    learned = {"source": "good.jsonl", "split": None, "data_hash": "abc", "questions": 6,
+               "held_out_questions": 0}  # fmt: skip
+    write_json(tmp_path / "adapter" / "manifest.json", {"data": learned})
+    run = make_run("contaminated", 6, adapter=str(tmp_path / "adapter"),
+                   data="/elsewhere/copy.jsonl", data_hash="abc")  # fmt: skip
+    flagged = "contaminated: its adapter was trained on own rows, /elsewhere/copy.jsonl"
+    assert flagged in report(tuned_run=str(run), force=True)
+    (tmp_path / "adapter" / "manifest.json").unlink()
+    assert flagged not in report(tuned_run=str(run), force=True)
+    metrics = read_json(run / "metrics.json")
+    write_json(run / "metrics.json", metrics | {"trained_on_scored": True})
+    assert flagged in report(tuned_run=str(run), force=True)
+
+
 # Page and text
 
 
@@ -402,15 +422,16 @@ def test_both_languages_say_the_same_things() -> None:
     assert all(f"published {name}" in TEXTS["en"] for name in PUBLISHED_UNDER)
 
 
-def test_right_or_wrong_scores_use_mcnemar_and_say_what_clustering_changes(
+def test_right_or_wrong_questions_that_share_pictures_are_tested_by_picture(
     base: Path, tuned: Path, report, tmp_path: Path
 ) -> None:
     for folder in (base, tuned):
         edit_records(folder, lambda rows: rows.pop(2))  # the only graded question
     page = report()
     overall = read_json(tmp_path / "report" / "comparison.json")["overall"]
-    assert overall["test"] == "mcnemar-exact"
-    assert "The sign-flip test clustered by picture gives" in page
+    assert overall["test"] == "sign-flip-clustered"  # McNemar's takes them as independent
+    assert "Test of the headline: sign flips, clustered by picture." in page
+    assert "McNemar&#39;s exact test (a picture for each question)" in page  # of one type
 
 
 def test_own_rows_are_found_beside_their_file(make_run, report, tmp_path: Path) -> None:
@@ -586,6 +607,103 @@ def test_verify_names_what_was_changed(
         main(CompareOptions(verify=str(base)))
     assert exit_info.value.code == 1
     assert named in capsys.readouterr().out
+
+
+def verified(run: Path, capsys, *, differs: bool = True) -> str:
+    """What --verify prints, after the exit status that goes with it."""
+    if differs:
+        with pytest.raises(SystemExit) as exit_info:
+            main(CompareOptions(verify=str(run)))
+        assert exit_info.value.code == 1
+    else:
+        main(CompareOptions(verify=str(run)))
+    return capsys.readouterr().out
+
+
+def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
+    content = read_json(path)
+    write_json(path, change(content) or content)
+
+
+def test_verify_names_what_was_invented(base: Path, capsys) -> None:
+    """Only what scoring gives used to be looked for, not what stood there beside it."""
+    invented = {"what is the secret": {"value": 99.0, "low": 98.0, "high": 100.0, "n": 5}}
+    edit_json(base / "metrics.json", lambda m: m["per_question_type"].update(invented))
+    assert "per_question_type: what is the secret: {" in verified(base, capsys)
+
+
+def test_verify_takes_what_is_synthetic_from_data_and_model(
+    make_run: Callable[..., Path], data_root: Path, tmp_path: Path, capsys
+) -> None:
+    model = tmp_path / "model"
+    for folder in (data_root, model):
+        write_json(folder / "manifest.json", {"synthetic": True})
+    run = make_run("run", 5, model=str(model))
+    assert "not checked, as nothing here tells them again: blind, data_problems" in verified(
+        run, capsys, differs=False
+    )
+    edit_json(run / "metrics.json", lambda m: m["synthetic"].update(data=False))
+    assert "metrics.json: synthetic: data: False, not True" in verified(run, capsys)
+
+
+def test_verify_computes_the_blind_figure_again(
+    make_run: Callable[..., Path], data_root: Path, capsys
+) -> None:
+    """Of the train split's answers: "yes" is right for one of the six questions."""
+    train = [{"question_type": "what", "multiple_choice_answer": "yes", "answers": []}]
+    write_json(data_root / "v2_mscoco_train2014_annotations.json", {"annotations": train})
+    run = make_run("run", 5)
+    said = verified(run, capsys)  # the fixture's own figure is made up
+    assert "metrics.json: blind: value: 30.0, not 16.67" in said
+    again = from_data(read_run(run))["blind"]
+    edit_json(run / "metrics.json", lambda m: m.update(blind=again))
+    assert "not checked, as nothing here tells them again: data_problems, synthetic" in verified(
+        run, capsys, differs=False
+    )
+
+
+def test_verify_misses_the_results_file(base: Path, capsys) -> None:
+    next(base.glob("*_results.json")).unlink()
+    assert "no official results file" in verified(base, capsys)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("predictions.jsonl", {"answer": 7}, r"predictions.jsonl: .* of 3: 'answer' is 7, not a t"),
+        ("predictions.jsonl", {"confidence": "high"}, r"of 3: 'confidence' is 'high', not a num"),
+        ("predictions.jsonl", {"confidence": 3.5}, r"'confidence' is 3.5, not a number from 0 to"),
+        ("predictions.jsonl", {"references": "abc"}, r"'references' is 'abc', not a list of text"),
+        ("scored.jsonl", {"score": 6}, r"scored.jsonl: 3: 'score' is 6, not a number from 0 to 1"),
+        ("metrics.json", [], r"metrics.json: not a run's figures, but \[\]"),
+        ("metrics.json", {"counts": None}, r"metrics.json: 'counts' is None, not whole numbers"),
+        (
+            "metrics.json",
+            {"blind": {"value": 1.0, "low": 20.0, "high": 40.0}},
+            r"'blind' is .* not",
+        ),
+        (
+            "metrics.json",
+            {"data_problems": {"count": 77, "first": []}},
+            r"'data_problems' is .*, not a count and the first problems",
+        ),
+        ("config.json", [], r"config.json: not a run's options, but \[\]"),
+    ],
+)
+def test_a_damaged_run_is_one_message_with_file_and_field(
+    base: Path, report, file: str, change: Any, message: str
+) -> None:
+    """Each used to end in a traceback, of --verify, of the report, or of neither."""
+    path = base / file
+    if path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        rows[2] |= change
+        write_rows(path, rows)
+    else:
+        write_json(path, read_json(path) | change if isinstance(change, dict) else change)
+    for use in (report, lambda: main(CompareOptions(verify=str(base)))):
+        with pytest.raises(UserError, match=message):
+            use()
 
 
 def test_verify_checks_the_official_results_file_too(base: Path, capsys) -> None:
