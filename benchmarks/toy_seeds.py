@@ -66,7 +66,7 @@ def main() -> None:
             "date": datetime.date.today().isoformat(),
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
             "synthetic": True,
-            "blind": base["blind"],
+            "blind": {key: base["blind"][key] for key in ("value", "low", "high", "n")},
             "zero_shot": base["accuracy"],
             "zero_shot_shuffled_pictures": read_run(shuffled).metrics["accuracy"],
             "seeds": [run_seed(out, seed) for seed in arguments.seeds],

@@ -29,8 +29,9 @@ from blip2_qlora.evaluation_setup import (
     print_plan,
     run_config,
     run_name,
+    trained_on_scored,
 )
-from blip2_qlora.evaluation_summary import print_summary
+from blip2_qlora.evaluation_summary import data_notes, print_summary
 from blip2_qlora.scoring import (
     blind_metrics,
     official_results,
@@ -59,14 +60,18 @@ from shared.options import (
 
 def main(options: EvaluateOptions) -> None:
     # Data
-    sample, is_whole = load_questions(options)
     folder = Path(options.output_dir) if options.output_dir else RUNS / run_name(options)
     preset = choose_asking(options)
     if options.dry_run:
-        print_plan(options, sample, folder, preset)
+        print_plan(options, folder, preset)
         return
-    if start_run(folder, run_config(options, preset)):
+    sample, is_whole = load_questions(options)
+    config = run_config(options, preset)
+    if start_run(folder, config):
         print(f"continuing {portable_path(folder)}")
+    learned_these = trained_on_scored(options, config)
+    for note in data_notes(sample, learned_these):
+        print(note)
 
     # Model
     from blip2_qlora.blip2 import Blip2Answerer, load_blip2
@@ -91,6 +96,7 @@ def main(options: EvaluateOptions) -> None:
     scored, metrics = score_run(records, expected=len(sample.questions))
     if options.data is None:
         metrics["blind"] = blind_metrics(Path(options.data_root), sample.questions)
+    metrics["trained_on_scored"] = learned_these
     metrics["synthetic"] = synthetic(options)
     metrics["vqa_row_share"] = manifest_value(options.model, "vqa_row_share")  # toy models
     metrics["data_problems"] = {"count": len(sample.problems), "first": sample.problems[:20]}

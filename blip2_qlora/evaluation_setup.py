@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from blip2_qlora.settings import EvaluateOptions, data_hash
 from shared.answering import Job, shuffle_pictures
+from shared.comparison import learned_from
 from shared.images import open_image
 from shared.loading import adapter_fingerprint, fingerprint, model_folder, pick_device, pick_dtype
-from shared.options import UserError, manifest_value, portable_path, resolved_config
+from shared.options import MissingError, UserError, manifest_value, portable_path, resolved_config
 from shared.vqav2 import Question, QuestionSet, load_rows, load_split
 
 if TYPE_CHECKING:
@@ -91,6 +92,17 @@ def adapter_notes(options: EvaluateOptions, prompt: str) -> list[str]:
     ]
 
 
+def trained_on_scored(options: EvaluateOptions, config: dict[str, Any]) -> bool | None:
+    """Whether the adapter learned from the file or split that is scored here, by its manifest.
+
+    None for an adapter that has no record of its data. `config`: what `run_config` gives.
+    """
+    if not options.adapter:
+        return False
+    learned = manifest_value(options.adapter, "data")
+    return learned_from({"data": learned}, config) if learned else None
+
+
 def jobs_of(sample: QuestionSet, preset: Preset) -> list[Job]:
     return [Job(question, preset.prompt.format(question.question)) for question in sample.questions]
 
@@ -103,19 +115,32 @@ def picture_opener(sample: QuestionSet, options: EvaluateOptions) -> Callable[[Q
     return lambda question: open_image(shown.get(question.sample_id, question).image)
 
 
-def print_plan(options: EvaluateOptions, sample: QuestionSet, folder: Path, preset: Preset) -> None:
-    """--dry_run: the sample, one prompt, the memory; no weights are loaded."""
+def print_plan(options: EvaluateOptions, folder: Path, preset: Preset) -> None:
+    """--dry_run: the sample, one prompt, the memory; no weights are loaded.
+
+    Data that is not there yet is said, and the rest of the plan is shown without it.
+    """
     from blip2_qlora.blip2 import language_model_kind, read_config
     from blip2_qlora.planning import adapter_plan, inference_plan
 
     config = read_config(options.model, options.revision)
+    question = "What is in the picture?"
+    try:
+        sample, _ = load_questions(options)
+    except MissingError as error:
+        said = f"not known, {error}"
+    else:
+        question = sample.questions[0].question
+        said = f"{len(sample.questions)} questions, {len(sample.problems)} bad rows left out"
+        if sample.left_out:
+            print(sample.left_out)
     print(f"run:      {portable_path(folder)}")
     print(f"model:    {options.model} ({language_model_kind(config)})")
-    print(f"sample:   {len(sample.questions)} questions, {len(sample.problems)} bad rows left out")
+    print(f"sample:   {said}")
     plan = inference_plan(
         config,
         preset,
-        sample.questions[0].question,
+        question,
         quantization=options.quantization,
         dtype=options.dtype,
         batch=options.batch_size,

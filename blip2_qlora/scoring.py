@@ -1,9 +1,10 @@
 """From prediction records to `scored.jsonl` and `metrics.json`: a pure function of the records.
 
 The headline is the official VQA accuracy (protocol official-2021); the two other protocols stand
-beside it, labelled with who publishes under them. Questions without ten references are scored by
-exact match. Errors count as wrong in the headline and are counted beside it. A metric with nothing
-to divide by is null with a reason. No torch.
+beside it, labelled with who publishes under them. Where a question has another number of references
+than ten, all are scored by exact match, and `metric_reason` says so. Errors count as wrong in the
+headline and are counted beside it. A metric with nothing to divide by is null with a reason. No
+torch.
 """
 
 from __future__ import annotations
@@ -74,6 +75,9 @@ def score_run(records: Sequence[Record], *, expected: int) -> tuple[list[dict], 
     answered = [row for row in with_score if row["sample_id"] in ok]
     metrics: dict[str, Any] = {
         "metric": f"VQA accuracy ({HEADLINE})" if is_official else "exact match",
+        "metric_reason": why_exact_match(
+            [(record["sample_id"], len(record["references"])) for record in records]
+        ),
         "accuracy": estimate([row["score"] for row in with_score], clusters),
         "protocols": {
             name: {
@@ -105,9 +109,26 @@ def score_run(records: Sequence[Record], *, expected: int) -> tuple[list[dict], 
     return scored, metrics
 
 
+def why_exact_match(references: Sequence[tuple[str, int]]) -> str | None:
+    """Why VQA accuracy is not the metric, of (sample id, number of references); None where it is.
+
+    One row with nine answers makes exact match the metric of all, so that row is named.
+    """
+    known = [(key, n) for key, n in references if n]
+    other = [(key, n) for key, n in known if n != N_ANNOTATORS]
+    if not other:
+        return None if known else "no question with references"
+    rule = f"VQA accuracy needs {N_ANNOTATORS} reference answers for every question"
+    if len(other) == len(known):
+        return f"{rule}; none has them"
+    key, n = other[0]
+    return f"{rule}; {len(other)} of {len(known)} have another number, first: {key} has {n}"
+
+
 def blind_metrics(data_root: Path, questions: Sequence[Question]) -> dict[str, Any]:
     """The blind baseline on these questions: the commonest train answer of each question type.
 
+    With its accuracy on each answer type and question type, which differs much between them.
     Null with a reason where the train annotations or the references are not there.
     """
     from shared.blind import blind_answers
@@ -117,11 +138,22 @@ def blind_metrics(data_root: Path, questions: Sequence[Question]) -> dict[str, A
         return {"value": None, "n": 0, "reason": "no train annotations, or no references"}
     train = read_json(annotations_file(data_root, "train2014"))["annotations"]
     answers = blind_answers(train)
-    scores = [
-        vqa_accuracies(answers.get(q.question_type, answers[""]), q.references)[HEADLINE]
+    scored = [
+        {
+            "score": vqa_accuracies(answers.get(q.question_type, answers[""]), q.references)[
+                HEADLINE
+            ],
+            "image_id": q.image_id,
+            "answer_type": q.answer_type,
+            "question_type": q.question_type,
+        }
         for q in with_references
     ]
-    return estimate(scores, [q.image_id for q in with_references])
+    return {
+        **estimate([row["score"] for row in scored], [row["image_id"] for row in scored]),
+        "per_answer_type": by_group(scored, lambda row: row["answer_type"]),
+        "per_question_type": by_group(scored, lambda row: row["question_type"]),
+    }
 
 
 def write_scores(folder: Path, scored: Sequence[Record], metrics: Mapping[str, Any]) -> None:

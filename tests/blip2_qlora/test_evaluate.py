@@ -18,7 +18,7 @@ from blip2_qlora import blip2
 from blip2_qlora.evaluate import main
 from blip2_qlora.evaluation_summary import change_against_zero_shot
 from blip2_qlora.scoring import PUBLISHED_UNDER, score_run
-from blip2_qlora.settings import EvaluateOptions
+from blip2_qlora.settings import EvaluateOptions, data_hash
 from shared.options import REPO_ROOT, MissingError, UserError, parse_options, write_json
 from shared.runs import find_zero_shot
 from shared.vqa_score import score_vqa, validate_results
@@ -94,7 +94,7 @@ def test_a_run_writes_its_files(evaluate, small_vqav2, tmp_path, capsys):
     said = capsys.readouterr().out
     assert {path.name for path in run.iterdir()} == {
         "config.json", "environment.json", "predictions.jsonl", "scored.jsonl", "metrics.json",
-        "v2_OpenEnded_mscoco_val2014_sample40_run_results.json",
+        "v2_OpenEnded_mscoco_val2014_sample40_run_results.json", ".lock",
     }  # fmt: skip
     metrics = read(run / "metrics.json")
     assert metrics["counts"]["expected"] == metrics["counts"]["answered"] == 40
@@ -103,6 +103,7 @@ def test_a_run_writes_its_files(evaluate, small_vqav2, tmp_path, capsys):
     assert set(metrics["protocols"]) == set(PUBLISHED_UNDER)
     assert metrics["accuracy"]["n"] == 40
     assert metrics["blind"]["n"] == 40
+    assert (metrics["trained_on_scored"], metrics["metric_reason"]) == (False, None)
     assert metrics["synthetic"] == {"data": True, "model": False}
     assert "SYNTHETIC" in said
     assert said.count("  ->  ") == 5  # the five seeded cases
@@ -213,7 +214,9 @@ def test_own_rows_with_ten_answers_are_scored_officially(evaluate, plausible_ans
     assert not list(run.glob("*_results.json"))  # no server takes own rows
 
 
-def test_own_rows_with_one_answer_are_scored_by_exact_match(evaluate, plausible_answers, tmp_path):
+def test_own_rows_with_one_answer_are_scored_by_exact_match(
+    evaluate, plausible_answers, tmp_path, capsys
+):
     """The official metric gives a single reference 0 for every answer."""
     picture = (TINY_ROWS.parent / "tiny" / "val2014").glob("*.jpg").__next__()
     file = tmp_path / "own.csv"
@@ -226,13 +229,15 @@ def test_own_rows_with_one_answer_are_scored_by_exact_match(evaluate, plausible_
     metrics = read(run / "metrics.json")
     assert metrics["metric"] == "exact match"
     assert metrics["protocols"] is None
+    assert metrics["metric_reason"].endswith("reference answers for every question; none has them")
+    assert capsys.readouterr().out.count("exact match") == 1  # it is not printed beside itself
     # yes and red are right, two is not 1; the last has nothing to be compared with
     assert (metrics["accuracy"]["value"], metrics["accuracy"]["n"]) == (66.67, 3)
     assert metrics["counts"]["expected"] == 4
 
 
 def test_mixed_own_rows_are_all_scored_by_the_metric_that_is_named(
-    evaluate, plausible_answers, tmp_path
+    evaluate, plausible_answers, tmp_path, capsys
 ):
     """One row of many without ten answers used to mix exact match and VQA accuracy in one mean."""
     rows = [json.loads(line) for line in TINY_ROWS.read_text().splitlines()]
@@ -241,12 +246,21 @@ def test_mixed_own_rows_are_all_scored_by_the_metric_that_is_named(
     del rows[0]["answers"]
     # two of ten said what the model says: .6 officially, no exact match of the majority
     rows[1] |= {"question": "Is there a dog?", "answers": ["yes"] * 2 + ["no"] * 8}
+    rows[2]["answers"] = rows[2]["answers"][:9]  # a typing error that decides the metric of all
     file = tmp_path / "mixed.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     run = evaluate(tmp_path / "run", "--data", str(file))
     metrics = read(run / "metrics.json")
     assert metrics["metric"] == "exact match"
     assert metrics["accuracy"] == metrics["exact_match"]
+    n = len(rows)
+    why = f"for every question; 2 of {n} have another number, first: 600001000 has 1"
+    assert metrics["metric_reason"].endswith(why)
+    said = capsys.readouterr().out
+    assert said.index("note: exact match will be the metric. VQA accuracy needs 10") < said.index(
+        "answered in"
+    )
+    assert said.count("exact match: ") == 1
     scored = [json.loads(line) for line in (run / "scored.jsonl").read_text().splitlines()]
     assert {row["score"] for row in scored} <= {0, 1}
 
@@ -295,13 +309,16 @@ def test_a_question_of_5000_characters(evaluate, own_vqav2, edit_questions, tmp_
     assert read(run / "metrics.json")["counts"]["errors"] == 1
 
 
-def test_bad_rows_are_counted_in_the_metrics(evaluate, own_vqav2, edit_questions, tmp_path):
+def test_bad_rows_are_counted_in_the_metrics(evaluate, own_vqav2, edit_questions, tmp_path, capsys):
     edit_questions(own_vqav2, "val2014", lambda rows: rows[0].update(question=""))
     run = evaluate(tmp_path / "run", "--data_root", str(own_vqav2), "--limit", "0")
     metrics = read(run / "metrics.json")
     assert metrics["counts"]["expected"] == 59
     assert metrics["data_problems"]["count"] == 1
     assert "row 0: question_id" in metrics["data_problems"]["first"][0]
+    said = capsys.readouterr().out
+    assert "note: 1 bad row of the data not used; first: v2_OpenEnded_mscoco_val2014_quest" in said
+    assert "\n  1 bad rows of the data not used\n" in said
 
 
 @pytest.mark.parametrize(
@@ -337,7 +354,7 @@ def test_an_unwritable_output_folder_is_named_before_the_model_is_loaded(
 ):
     monkeypatch.setattr(blip2, "load_blip2", never)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"config.json: cannot be written"):
+    with pytest.raises(UserError, match=r"run: cannot be written"):
         evaluate(tmp_path / "file" / "run")
 
 
@@ -534,6 +551,89 @@ def test_dry_run_loads_no_weights(evaluate, tiny_blip2_opt, tmp_path, monkeypatc
     assert not (tmp_path / "run").exists()
 
 
+def test_dry_run_without_data_says_whether_the_model_fits(evaluate, tmp_path, capsys):
+    """It used to need 20 GB of pictures on disk to compute a number from the configuration."""
+    more = ("--data_root", str(tmp_path / "absent"), "--model", "Salesforce/blip2-opt-2.7b")
+    evaluate(tmp_path / "run", "--dry_run", *more)
+    said = capsys.readouterr().out
+    assert "val2014_questions.json is not there." in said
+    assert "python -m shared.download vqav2 --limit 1000" in said
+    assert "24 GB: fits" in said
+    assert not (tmp_path / "run").exists()
+
+
+# Data that the adapter has learned
+
+
+@pytest.fixture
+def adapter(tmp_path, monkeypatch):
+    """A folder with a manifest; the model is loaded without it."""
+    load = blip2.load_blip2
+    monkeypatch.setattr(blip2, "load_blip2", lambda options, adapter: load(options, None))
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(b"0")
+
+    def learned(**data: Any) -> str:
+        write_json(folder / "manifest.json", {"data": data} if data else {})
+        return str(folder)
+
+    return learned
+
+
+def test_scoring_what_the_adapter_learned_is_said_loudly(
+    evaluate, adapter, small_vqav2, tmp_path, capsys
+):
+    """Only compare.py said it, and only where the paths were spelled alike."""
+    learned = {"source": str(small_vqav2), "split": "train2014", "data_hash": None}
+    warned = "WARNING: the adapter was trained on this very data."
+    flags = ("--limit", "10", "--adapter", adapter(**learned))
+    run = evaluate(tmp_path / "train", "--split", "train2014", *flags)
+    said = capsys.readouterr().out
+    assert said.count(warned) == 2  # before the work, and over the figures
+    assert said.index(warned) < said.index("answered in") < said.rindex(warned)
+    assert read(run / "metrics.json")["trained_on_scored"] is True
+    run = evaluate(tmp_path / "val", *flags)
+    assert warned not in capsys.readouterr().out
+    assert read(run / "metrics.json")["trained_on_scored"] is False
+    run = evaluate(tmp_path / "unknown", "--limit", "10", "--adapter", adapter())
+    assert read(run / "metrics.json")["trained_on_scored"] is None
+
+
+def test_a_copy_of_the_learned_rows_is_known(evaluate, adapter, tmp_path, capsys):
+    rows = [json.loads(line) for line in TINY_ROWS.read_text().splitlines()]
+    for row in rows:
+        row["image"] = str(TINY_ROWS.parent / row["image"])
+    copy = tmp_path / "copy.jsonl"
+    copy.write_text("\n".join(map(json.dumps, rows)))
+    content = data_hash("", str(copy))
+    flags = ("--data", str(copy), "--adapter", adapter(source="a.jsonl", split=None,
+                                                       data_hash=content))  # fmt: skip
+    run = evaluate(tmp_path / "run", *flags)
+    assert read(run / "metrics.json")["trained_on_scored"] is True
+    copy.write_text("\n".join(map(json.dumps, rows[1:])))
+    run = evaluate(tmp_path / "other", *flags)
+    assert read(run / "metrics.json")["trained_on_scored"] is False
+
+
+def test_blind_figures_of_each_type(small_vqav2):
+    """The overall one says little: it is about half of yes/no and less of the rest."""
+    from blip2_qlora.scoring import blind_metrics
+    from shared.blind import blind_baseline
+    from shared.vqav2 import load_split
+
+    found = blind_metrics(small_vqav2, load_split(small_vqav2, "val2014").questions)
+    annotations = {split: read(small_vqav2 / f"v2_mscoco_{split}_annotations.json")["annotations"]
+                   for split in ("train2014", "val2014")}  # fmt: skip
+    for key in ("answer_type", "question_type"):
+        for name, figure in found[f"per_{key}"].items():
+            part = [row for row in annotations["val2014"] if row[key] == name]
+            expected = 100 * blind_baseline(annotations["train2014"], part)
+            assert (figure["value"], figure["n"]) == (pytest.approx(expected, abs=0.006), len(part))
+    assert len({figure["value"] for figure in found["per_answer_type"].values()}) > 1
+
+
 # The change against the zero-shot run
 
 
@@ -611,4 +711,7 @@ def test_one_picture_has_no_interval():
     """The bootstrap draws pictures: from one there is nothing to draw."""
     rows = [record(str(i), "red", ["red"] * 10, image_id=1) for i in range(3)]
     _, metrics = score_run(rows, expected=3)
-    assert metrics["accuracy"] == {"value": 100.0, "low": None, "high": None, "n": 3}
+    assert metrics["accuracy"] == {
+        "value": 100.0, "low": None, "high": None, "n": 3, "n_pictures": 1,
+        "note": "one picture: no interval, no test",
+    }  # fmt: skip
