@@ -2,11 +2,13 @@
 
 One base model is loaded; PEFT's `disable_adapter` gives the base's answer, then the same weights
 with the adapter answer. A lock holds both answers of one visitor together, so nobody is answered
-with somebody else's adapter state.
+with somebody else's adapter state. `--comparison` alone loads the model too; with `--browse_only`
+the page shows finished runs and needs none.
 
     python blip2_qlora/demo.py --toy --adapter outputs/blip2_qlora/quickstart_qlora/adapter
     python blip2_qlora/demo.py --adapter outputs/blip2_qlora/RUN/adapter --quantization nf4
     python blip2_qlora/demo.py --language zh --comparison outputs/blip2_qlora/quickstart_report
+    python blip2_qlora/demo.py --browse_only --comparison outputs/blip2_qlora/quickstart_report
     python blip2_qlora/demo.py --toy --dry_run
 
 Reads a model, an adapter folder, run folders of evaluate.py. Writes nothing; uploaded pictures lie
@@ -49,6 +51,9 @@ class DemoOptions(AskingOptions, CaptionOptions, LaunchOptions, ToyOptions):
         default=None, metadata={"help": "run folder of evaluate.py (default: make quickstart's)"}
     )
     tuned_run: str | None = field(default=None, metadata={"help": "the same, with an adapter"})
+    browse_only: bool = field(
+        default=False, metadata={"help": "no questions are asked and no model is loaded"}
+    )
 
 
 def main(options: DemoOptions) -> None:
@@ -56,10 +61,28 @@ def main(options: DemoOptions) -> None:
     if options.dry_run:
         print_plan(options, base_run, tuned_run)
         return
-    folder = model_folder(options.model, options.revision)
     check_address(options)
+    asker, synthetic = (None, False) if options.browse_only else load_asker(options)
+    advice = adapter_advice(options, tuned_run)
+    page = bilingual_page(
+        TITLE,
+        lambda page, language: draw_page(
+            page,
+            language,
+            asker,
+            synthetic=synthetic,
+            advice=advice,
+            runs=(base_run, tuned_run),
+        ),
+        options.language,
+    )
+    serve(page, options, css=CSS_FILE.read_text(encoding="utf-8"))
 
-    # Model
+
+def load_asker(options: DemoOptions) -> tuple[Asker, bool]:
+    """The model that answers, and whether it or its adapter is synthetic."""
+    folder = model_folder(options.model, options.revision)
+
     from blip2_qlora.blip2 import base_model, choose_preset, load_blip2
 
     model, processor = load_blip2(options, options.adapter)
@@ -71,44 +94,31 @@ def main(options: DemoOptions) -> None:
         greedy=options.greedy,
         caption_min_tokens=options.caption_min_tokens,
     )
-
     trained_on = manifest_value(options.adapter, "quantization") if options.adapter else None
     if trained_on not in (None, options.quantization):
         print(
             f"note: the adapter was trained on a base with --quantization {trained_on}; with "
             f"{options.quantization} the tuned model answers a little differently"
         )
-
-    # Page
-    synthetic = [f for f in (folder, options.adapter) if f and manifest_value(f, "synthetic")]
-    advice = adapter_advice(options, tuned_run)
-    page = bilingual_page(
-        TITLE,
-        lambda page, language: draw_page(
-            page,
-            language,
-            asker,
-            synthetic=bool(synthetic),
-            advice=advice,
-            runs=(base_run, tuned_run),
-        ),
-        options.language,
-    )
-    serve(page, options, css=CSS_FILE.read_text(encoding="utf-8"))
+    marked = (folder, options.adapter)
+    return asker, any(manifest_value(f, "synthetic") for f in marked if f)
 
 
 def print_plan(options: DemoOptions, base_run: Path | None, tuned_run: Path | None) -> None:
     """--dry_run: what would be loaded and shown; no weights are loaded."""
+    shown = " -> ".join(portable_path(run) if run else "none" for run in (base_run, tuned_run))
+    print(f"page:     http://{options.host}:{options.port}/ in {options.language}")
+    if options.browse_only:
+        print(f"model:    none\nbrowsing: {shown}")
+        return
     from blip2_qlora.blip2 import choose_preset, read_config
     from blip2_qlora.planning import adapter_plan, inference_plan
 
     config = read_config(options.model, options.revision)
-    runs = [portable_path(run) if run else "none" for run in (base_run, tuned_run)]
-    print(f"page:     http://{options.host}:{options.port}/ in {options.language}")
     print(f"model:    {options.model}, quantization {options.quantization}")
     adapter = adapter_plan(config, options.model, options.revision, options.adapter)
     print(*adapter or ["adapter:  none: only the base model answers"], sep="\n")
-    print(f"browsing: {runs[0]} -> {runs[1]}")
+    print(f"browsing: {shown}")
     plan = inference_plan(
         config,
         choose_preset(config, options.preset, options.prompt, options.greedy),

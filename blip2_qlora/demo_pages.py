@@ -40,15 +40,21 @@ EXAMPLES_SHOWN = 5
 def draw_page(
     page: gr.Blocks,
     language: Language,
-    asker: Asker,
+    asker: Asker | None,
     *,
     synthetic: bool,
     advice: tuple[str, str],
     runs: tuple[Path | None, Path | None],
 ) -> None:
+    """Both tabs, or without a model the one that needs none."""
     import gradio as gr
 
     texts = TEXTS[language]
+    if asker is None:
+        gr.Markdown(f"# {texts['title']}")
+        with gr.Tab(texts["tab_browse"]):
+            draw_browsing(page, language, runs)
+        return
     gr.Markdown(f"# {texts['title']}\n{texts['intro' if asker.has_adapter else 'intro_base']}")
     device = gr.Markdown(elem_classes="device")
     page.load(
@@ -86,7 +92,11 @@ def draw_asking(language: Language, asker: Asker, advice: tuple[str, str]) -> No
                 examples_per_page=EXAMPLES_SHOWN,
             )  # fmt: skip
 
-    def ask(given: dict[str, Any] | None, asked: str | None) -> str:
+    refused = gr.State("")  # what was said of a picture that was taken off again
+
+    def ask(given: dict[str, Any] | None, asked: str | None, refusal: str) -> str:
+        if given is None and refusal:
+            return refusal
         try:
             words = (asked or "").strip()
             image = check_input(given, words, asker, texts)
@@ -94,22 +104,25 @@ def draw_asking(language: Language, asker: Asker, advice: tuple[str, str]) -> No
         except Exception as error:
             return error_notice(language, error)
 
-    def look(given: dict[str, Any] | None) -> str:
+    def look(given: dict[str, Any] | None, refusal: str) -> tuple[Any, str, str]:
+        """A file that is no picture is taken off: the browser would show a broken icon."""
+        if given is None:
+            return gr.skip(), refusal or waiting, refusal
         try:
-            if given is not None:
-                open_upload(given, texts)
-            return waiting
+            open_upload(given, texts)
+            return gr.skip(), waiting, ""
         except Exception as error:
-            return error_notice(language, error)
+            notice = error_notice(language, error)
+            return None, notice, notice
 
     # Unprocessed values: Gradio's own reading of a broken picture would hide the cause. That the
     # file is an upload, and no other file of this machine, Gradio checks in either case.
     gr.on(
-        [button.click, question.submit], ask, [picture, question], result,
+        [button.click, question.submit], ask, [picture, question, refused], result,
         preprocess=False, api_visibility="private", concurrency_id="model",
     )  # fmt: skip
     picture.change(
-        look, picture, result,
+        look, [picture, refused], [picture, result, refused],
         preprocess=False, api_visibility="private", show_progress="hidden", queue=False,
     )  # fmt: skip
 
@@ -167,21 +180,15 @@ def draw_browsing(
         )  # fmt: skip
         opening = gr.Button(texts["open"], scale=1, min_width=90)
     head = gr.HTML(f'<p class="nothing">{texts["choose_runs"]}</p>')
-    with gr.Row():
-        kind = gr.Radio(
-            kind_choices(texts), value="all", label=texts["kind"], scale=5, min_width=600
-        )
-        type_name = gr.Dropdown(
-            type_choices(texts), value=ALL_TYPES, label=texts["type"], scale=2, min_width=200
-        )
-    with gr.Row():
+    kind = gr.Radio(kind_choices(texts), value="all", label=texts["kind"])
+    with gr.Row(elem_classes="low"):
         previous = gr.Button(texts["previous"], min_width=110)
         position = gr.Number(1, label=texts["position"], precision=0, min_width=80, container=False)
         following = gr.Button(texts["next"], min_width=110)
-        search = gr.Textbox(
-            placeholder=texts["search"], label=texts["search"], scale=3, min_width=220,
-            container=False,
-        )  # fmt: skip
+        type_name = gr.Dropdown(
+            type_choices(texts), value=ALL_TYPES, label=texts["type"], scale=2, min_width=200
+        )
+        search = gr.Textbox(label=texts["search"], scale=3, min_width=220)
     shown = gr.HTML()
 
     def open_runs(base_name: str | None, tuned_name: str | None) -> tuple[Any, ...]:

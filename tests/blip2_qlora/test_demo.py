@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 import pytest
 
+from blip2_qlora import demo as demo_module
 from blip2_qlora.asking import Asker, Reply
 from blip2_qlora.browsing import (
     chosen_runs,
@@ -491,6 +492,26 @@ def test_dry_run_needs_no_weights(tiny_blip2_opt: Path, tmp_path: Path) -> None:
     assert "http://127.0.0.1:7999/ in zh" in done.stdout
     assert "<image> x 4 + 'Question: What is in the picture? Answer:'" in done.stdout
     assert "only the base model answers" in done.stdout
+    done = run_demo("--model", "absent/model", "--dry_run", "--browse_only")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "model:    none" in done.stdout
+
+
+@pytest.mark.slow
+def test_finished_runs_are_browsed_without_a_model(
+    runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """15 GB were loaded, and needed, only to look at a comparison."""
+    served = []
+    monkeypatch.setattr(demo_module, "serve", lambda page, *_, **__: served.append(page))
+    demo_module.main(
+        DemoOptions(
+            model="absent/model", base_run=str(runs[0]), tuned_run=str(runs[1]), browse_only=True
+        )
+    )
+    kinds = {type(block).__name__ for block in served[0].blocks.values()}
+    assert {"Radio", "Dropdown"} <= kinds
+    assert not kinds & {"Image", "ImageEditor", "Examples"}
 
 
 @pytest.mark.parametrize("tokens", [-1, 31])
@@ -658,16 +679,16 @@ def test_errors_show_their_cause_and_the_page_goes_on(
     text.write_text("this is no picture")
     page.reload()
     open_demo(page, demo.address)
-    upload(page, text)
+    page.locator("input[type=file]").first.set_input_files(text)
     alert.get_by_text("holiday.jpg can't be used: not a picture").wait_for()
+    page.locator(".picture img").wait_for(state="detached")  # no broken icon beside the message
     page.get_by_label("Question", exact=True).fill(QUESTION)
     ask.click()
     alert.get_by_text("holiday.jpg can't be used: not a picture").wait_for()
 
-    page.reload()
-    open_demo(page, demo.address)
     upload(page, picture_files[1])
-    page.get_by_label("Question", exact=True).fill(QUESTION)
+    page.get_by_text("The answers appear here").first.wait_for()
+    assert alert.count() == 0  # the refusal is forgotten
     ask.click()
     assert len(answers_to(page, QUESTION)) == 2
     assert alert.count() == 0
@@ -686,7 +707,7 @@ def test_the_chinese_page_speaks_chinese_also_in_its_errors(
     page.locator("[role=alert]").get_by_text("请先给一张图片").wait_for()
     text = tmp_path / "holiday.jpg"
     text.write_text("this is no picture")
-    upload(page, text)
+    page.locator("input[type=file]").first.set_input_files(text)
     page.locator("[role=alert]").get_by_text("无法使用 holiday.jpg：它不是图片").wait_for()
 
 
@@ -700,6 +721,10 @@ def test_browsing_a_comparison(demo: SimpleNamespace, chromium_page) -> None:
     page.get_by_text("1 of 6").wait_for()
     assert page.locator(".pair img").get_attribute("src").startswith("data:image/jpeg")
     assert page.locator(".pair .said .words").all_inner_texts() == ["green", "red"]
+
+    page.set_viewport_size({"width": 1200, "height": 900})
+    kinds = page.get_by_role("radio").all()
+    assert len({box["y"] for kind in kinds if (box := kind.bounding_box())}) == 1  # none wraps
 
     following = page.get_by_role("button", name="Next")
     following.click()
