@@ -29,6 +29,7 @@ from blip2_qlora.settings import TrainOptions
 from blip2_qlora.training_data import PictureGroup, show_labels
 from shared.loading import GIB, MemoryEstimate, check_adapter, model_folder, weight_bytes
 from shared.options import MissingError, UserError, portable_path
+from shared.training_flags import steps_of_epochs
 from shared.vqav2 import Question, QuestionSet
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ ASSUMED_FLOPS = 71e12 / 3
 TIMED_CARD_GB = 24
 # Of a VQAv2 question and its answer, as the estimates count them.
 PROMPT_TOKENS, ANSWER_TOKENS = 12, 4
+# The train split of VQAv2 as published (https://visualqa.org/download.html).
+VQAV2_QUESTIONS, VQAV2_PICTURES = 443_757, 82_783
 
 
 def count_parameters(config: Blip2Config) -> dict[str, int]:
@@ -193,6 +196,22 @@ def adapter_plan(
     return [f"adapter:  {portable_path(adapter)}: {n_matrices} matrices fit this model{unknown}"]
 
 
+def print_plan_without_data(
+    options: TrainOptions, training: TrainingArguments, missing: MissingError
+) -> None:
+    """--dry_run before VQAv2 is downloaded: what trains, memory, time, for its known sizes."""
+    per_picture = min(VQAV2_QUESTIONS / VQAV2_PICTURES, options.questions_per_picture)
+    n_questions = options.limit or VQAV2_QUESTIONS
+    n_groups = max(1, round(n_questions / per_picture))
+    if training.max_steps < 1:
+        training.max_steps = steps_of_epochs(training, n_groups)
+    print(f"data:       not known, {missing}")
+    print(f"            taken as VQAv2's train split, {n_questions:,} questions")
+    config = read_config(options.model, options.revision)
+    prompt = choose_preset(config, options.preset, options.prompt, False).prompt
+    print_costs(options, training, n_groups, per_picture, f"{prompt.format('...')} (no data)")
+
+
 def print_training_plan(
     options: TrainOptions,
     training: TrainingArguments,
@@ -201,25 +220,36 @@ def print_training_plan(
     held_out: list[Question],
 ) -> None:
     """--dry_run: data, one sample with its learned tokens, what trains, steps, memory, time."""
-
     config = read_config(options.model, options.revision)
-    preset = choose_preset(config, options.preset, options.prompt, False)
-    counts = count_parameters(config)
-    targets = lora_targets(config, options.train_qformer)
-    trained = lora_parameters(config, options.lora_rank, targets)
+    prompt = choose_preset(config, options.preset, options.prompt, False).prompt
     n_questions = sum(len(group.questions) for group in groups)
-    per_picture = n_questions / len(groups)
-    pictures = training.per_device_train_batch_size
     print(f"run:        {portable_path(training.output_dir)}")
     bad = len(rows.problems)
     print(f"data:       {n_questions} questions in {len(groups)} picture groups")
     print(f"            {len(held_out)} questions held out, {bad} bad rows left out")
+    sample = sample_with_labels(options, prompt, groups[0].questions[0])
+    print_costs(options, training, len(groups), n_questions / len(groups), sample)
+
+
+def print_costs(
+    options: TrainOptions,
+    training: TrainingArguments,
+    n_groups: int,
+    per_picture: float,
+    sample: str,
+) -> None:
+    """Steps, one sample, what trains, memory and time, of `n_groups` picture groups."""
+    config = read_config(options.model, options.revision)
+    counts = count_parameters(config)
+    targets = lora_targets(config, options.train_qformer)
+    trained = lora_parameters(config, options.lora_rank, targets)
+    pictures = training.per_device_train_batch_size
     accumulated = training.gradient_accumulation_steps
     print(f"step:       {pictures} pictures x {accumulated} accumulated")
     print(f"            {per_picture:.1f} questions a picture")
-    epochs = training.max_steps * pictures * training.gradient_accumulation_steps / len(groups)
+    epochs = training.max_steps * pictures * accumulated / n_groups
     print(f"length:     {training.max_steps} steps, {epochs:.2f} passes over the data")
-    print(f"sample:     {sample_with_labels(options, preset.prompt, groups[0].questions[0])}")
+    print(f"sample:     {sample}")
     for component, count in counts.items():
         print(f"weights:    {component}: {count:,}, frozen")
     print(f"trained:    {trained:,} LoRA weights ({100 * trained / sum(counts.values()):.2f} %)")

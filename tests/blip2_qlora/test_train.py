@@ -426,7 +426,9 @@ def test_a_finished_training_started_again_changes_nothing(
     files = [path for path in finished.folder.rglob("*") if path.is_file()]
     before = {path: path.stat().st_mtime_ns for path in files}
     main(*parse(flags(tiny_blip2_opt, small_vqav2, finished.folder)))
-    assert "is trained to its end" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "is trained to its end" in said
+    assert f"its best adapter: {finished.folder / 'adapter'}" in said
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -857,6 +859,38 @@ def planned(capsys, root: Path, folder: Path, *more: str) -> dict[str, str]:
     main(*parse([*argv, *more]))
     said = capsys.readouterr().out
     return dict(re.findall(r"^(\w+): +(.*)$", said, re.MULTILINE)) | {"all": said}
+
+
+def test_the_plan_needs_no_data_on_disk(tmp_path, capsys):
+    """Whether the model fits is known from its configuration; VQAv2 is 20 GB."""
+    sixteen = ("--per_device_train_batch_size", "16", "--gradient_accumulation_steps", "1")
+    more = ("--max_steps", "1000", "--questions_per_picture", "6", *sixteen)
+    lines = planned(capsys, tmp_path / "absent", tmp_path, *more)
+    assert "train2014_questions.json is not there." in lines["data"]
+    assert "python -m shared.download vqav2 --splits train" in lines["all"]
+    assert "443,757 questions" in lines["all"]
+    assert "5.4 questions a picture" in lines["all"]
+    assert "24 GB: " in lines["memory"]
+    assert lines["length"] == "1000 steps, 0.19 passes over the data"  # 16 of 82,783 pictures
+    assert lines["sample"].startswith("Question: ... Answer:")
+    argv = flags(Path("Salesforce/blip2-opt-2.7b"), tmp_path / "absent", tmp_path / "run")
+    with pytest.raises(MissingError, match="vqav2 --splits train"):
+        main(*parse(argv))
+
+
+def test_rows_that_are_not_used_are_said(
+    tiny_blip2_opt, own_vqav2, edit_questions, tmp_path, capsys
+):
+    """Nineteen of twenty own rows could fall out without a word."""
+    edit_questions(own_vqav2, "train2014", lambda rows: rows[0].update(question=""))
+    main(*parse(flags(tiny_blip2_opt, own_vqav2, tmp_path / "run", "--dry_run")))
+    assert "note: 1 bad row of the data not used; first: v2_OpenEnded" in capsys.readouterr().out
+
+
+def test_the_manifest_has_the_hash_of_what_was_learned(finished, small_vqav2):
+    """By it an evaluation on a copy of the training data is known."""
+    manifest = read(finished.folder / "adapter" / "manifest.json")
+    assert manifest["data"]["data_hash"] == read(small_vqav2 / "manifest.json")["data_hash"]
 
 
 @pytest.mark.parametrize("flag", ["--activation_checkpointing", "--gradient_checkpointing"])
