@@ -13,7 +13,7 @@ from typing import Any
 
 from blip2_qlora.scoring import blind_metrics, score_run, verify_run
 from blip2_qlora.settings import data_folder
-from shared.comparison import locate
+from shared.comparison import adapter_manifest, learned_from, locate
 from shared.options import manifest_value
 from shared.runs import Run
 from shared.verification import not_scored_again, unequal
@@ -43,6 +43,9 @@ def from_data(run: Run) -> dict[str, Any]:
             "model": bool(manifest_value(locate(model), "synthetic")),
         }
         again["vqa_row_share"] = manifest_value(locate(model), "vqa_row_share")
+    manifest = adapter_manifest(run)
+    if manifest or not config.get("adapter"):
+        again["trained_on_scored"] = learned_from(manifest, config)
     if not rows and annotations_file(data, "train2014").is_file():
         again["blind"] = blind_metrics(data, [question_of(r) for r in run.records.values()])
     elif rows:

@@ -15,6 +15,7 @@ from typing import Any
 
 from shared.answering import read_records
 from shared.options import RESULT_NEUTRAL, UserError, read_json
+from shared.report import p_value
 from shared.significance import PairedComparison, compare_paired
 
 # What may differ between a base and a tuned run of one comparison, besides RESULT_NEUTRAL.
@@ -304,9 +305,9 @@ def summary_line(comparison: PairedComparison) -> str:
         if comparison.low is None
         else f"[{100 * comparison.low:+.2f}, {100 * comparison.high:+.2f}]"
     )
-    p_value = "none" if comparison.p_value is None else f"{comparison.p_value:.2g}"
     return (
-        f"{100 * comparison.difference:+.2f} points {interval}, p {p_value} ({comparison.test}), "
+        f"{100 * comparison.difference:+.2f} points {interval}, "
+        f"p {p_value(comparison.p_value)} ({comparison.test}), "
         f"n {comparison.n}, {comparison.wins} better / {comparison.ties} equal / "
         f"{comparison.losses} worse"
     )

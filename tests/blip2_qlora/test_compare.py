@@ -81,6 +81,7 @@ def write_run(
     (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
     scored, metrics = score_run(records, expected=len(records))
     metrics["synthetic"] = {"data": True, "model": True}
+    metrics["trained_on_scored"] = False
     metrics["blind"] = {"value": 30.0, "low": 20.0, "high": 40.0, "n": len(records)}
     metrics["data_problems"] = {"count": 1, "first": ["row 7: nine answers"]}
     write_scores(folder, scored, metrics)
