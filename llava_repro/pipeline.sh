@@ -38,3 +38,4 @@ for task in $TASKS; do
   "$PYTHON" llava_repro/compare.py "$OUT/$task-stage1" "$OUT/$task-stage2" \
     --output_dir "$OUT/$task-report"
 done
+"$PYTHON" llava_repro/overview.py "$OUT"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The whole of LLaVA at laptop size: stage 1, stage 2, both evaluated on five tasks, one report.
-# No download; under ten minutes on two CPU cores. Run it again and it goes on where it stopped.
+# The whole of LLaVA at laptop size: stage 1, stage 2, both evaluated on five tasks, a report each
+# and one page over them.
+# No download. Run it again and it goes on where it stopped.
 #
 #   bash llava_repro/pipeline_toy.sh              (PYTHON=.venv/bin/python to name the interpreter)
 #
@@ -24,3 +25,4 @@ for task in vqav2 gqa textvqa scienceqa pope; do
   "$PYTHON" llava_repro/compare.py "$OUT/$task-pretrain" "$OUT/$task-finetune" \
     --output_dir "$OUT/$task-report"
 done
+"$PYTHON" llava_repro/overview.py "$OUT"
