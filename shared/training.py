@@ -34,6 +34,7 @@ TRAINABLE_FILE = "trainable.safetensors"
 CHECKPOINT_MANIFEST = "checkpoint_manifest.json"
 CURVE_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped.txt"
+UNVALIDATED_FILE = "unvalidated.json"  # the step of a checkpoint whose validation failed
 MAX_SKIPPED_SHARE = 0.01  # of the training samples; more bad ones than this stop the run
 MAX_SKIPPED_ALWAYS = 20
 
@@ -108,12 +109,14 @@ class VlmTrainer(Trainer):
             raise UserError(f"--resume_from_checkpoint {given}: no whole one in {self.folder}")
         step = -1
         if checkpoint is not None:
-            self.args.eval_on_start = False  # the start was before the checkpoint
             problem = checkpoint_problem(checkpoint)
             if problem:
                 raise UserError(f"{checkpoint}: {problem}")
             step = read_json(checkpoint / "trainer_state.json")["global_step"]
             print(f"continuing from {checkpoint.name}")
+            unvalidated = self.folder / UNVALIDATED_FILE
+            due = read_json(unvalidated)["step"] if unvalidated.is_file() else None
+            self.args.eval_on_start = due == step  # else the start was before the checkpoint
         truncate_curve(self.folder / CURVE_FILE, after_step=step)
         best = self.folder / "best.json"
         if best.is_file() and read_json(best)["step"] > step:
@@ -204,9 +207,15 @@ class VlmTrainer(Trainer):
         """The experiment's validation in eval mode; keeps the weights when they are the best."""
         was_training = self.model.training
         self.model.eval()
-        with torch.no_grad():
-            figures = self.validate()
+        try:
+            with torch.no_grad():
+                figures = self.validate()
+        except Exception:
+            self._save_unvalidated()
+            raise
         self.model.train(was_training)
+        if self.is_world_process_zero():
+            (self.folder / UNVALIDATED_FILE).unlink(missing_ok=True)
         self._latest = (self.state.global_step, figures)
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         self.log(dict(metrics))
@@ -221,6 +230,17 @@ class VlmTrainer(Trainer):
                 self.keep_best({**figures, "step": self.state.global_step})
                 write_json(best_file, {**figures, "step": self.state.global_step})
         return metrics
+
+    def _save_unvalidated(self) -> None:
+        """transformers saves after validating, so that one that fails (a full GPU, a bad picture)
+        would lose all steps since the last checkpoint. The next start validates first."""
+        step = self.state.global_step
+        if step < 1 or self.optimizer is None or self.args.world_size > 1:  # they would wait
+            return
+        if not (self.folder / f"checkpoint-{step}").is_dir():
+            self._save_checkpoint(self.model, None)
+            write_json(self.folder / UNVALIDATED_FILE, {"step": step})
+            print(f"the validation failed; the {step} steps until it are saved")
 
     def latest_figures(self) -> dict[str, float]:
         """The validation figures of the weights as they are, measured unless just done."""

@@ -321,6 +321,42 @@ def test_resume_true_takes_the_newest_whole_checkpoint(tmp_path, capsys):
         trainer_in(tmp_path, resume_from_checkpoint="true").train_or_continue()
 
 
+@pytest.mark.parametrize("at", [4, 6])  # 6: the last step
+def test_a_validation_that_fails_loses_no_steps(tmp_path, at):
+    """It comes before saving: an out-of-memory there lost what was learned since the last
+    checkpoint. The next start validates what was not, and is then the uninterrupted run."""
+    flags = {"save_steps": 6}
+    whole = trainer_in(tmp_path / "whole", **flags)
+    whole.train_or_continue()
+    stopped = trainer_in(tmp_path / "broken", **flags)
+    validate = stopped.validate
+
+    def full() -> dict[str, float]:
+        if stopped.state.global_step == at:
+            raise torch.OutOfMemoryError("full")
+        return validate()
+
+    stopped.validate = full
+    with pytest.raises(torch.OutOfMemoryError):
+        stopped.train_or_continue()
+    again = trainer_in(tmp_path / "broken", **flags)
+    steps = []
+    step = again.training_step
+    again.training_step = lambda *args: (steps.append(1), step(*args))[1]
+    again.train_or_continue()
+    again.latest_figures()
+    assert len(steps) == 6 - at
+    for name, weight in weights(whole).items():
+        assert torch.equal(weight, weights(again)[name])
+    rows = [
+        [(row["step"], row["eval_accuracy"]) for row in curve(folder) if "eval_loss" in row]
+        for folder in (tmp_path / "whole", tmp_path / "broken")
+    ]
+    assert rows[0] == rows[1] == [(2, 0.0), (4, 1.0), (6, 0.0)]
+    assert (tmp_path / "broken" / "best.txt").read_text() == "4"
+    assert not (tmp_path / "broken" / "unvalidated.json").exists()
+
+
 def test_an_evaluation_at_the_start_is_made_at_the_start_only(tmp_path):
     whole = trainer_in(tmp_path / "whole", eval_on_start=True)
     whole.train_or_continue()
