@@ -148,7 +148,7 @@ def accuracy_bars(
         marks = [(k, value) for k, value in enumerate(reference[1]) if value is not None]
         for k, value in marks:
             label = drawable(reference[0], 40) if k == marks[0][0] else None
-            axes.plot([value] * 2, [k - 0.45, k + 0.45], color=LOSS, lw=1.6, ls="--", label=label)
+            axes.plot([value] * 2, [k - 0.4, k + 0.4], color=LOSS, lw=1.6, ls="--", label=label)
         axes.set_yticks(range(len(groups)), [drawable(group) for group in groups])
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
