@@ -214,7 +214,7 @@ OFFICIAL = {
     "vqav2": "v2_OpenEnded_mscoco_val2014_run_results.json",
 }
 ALWAYS = {"config.json", "environment.json", "predictions.jsonl", "scored.jsonl", "metrics.json",
-          "answers.jsonl", "vlmevalkit.tsv"}  # fmt: skip
+          "answers.jsonl", "vlmevalkit.tsv", ".lock"}  # fmt: skip
 
 
 @pytest.mark.parametrize("task", list(TASKS))

@@ -360,7 +360,7 @@ def test_a_run_writes_its_files_and_a_finished_one_changes_nothing(
     folder = tmp_path / "run"
     assert {p.name for p in folder.iterdir()} == {
         "config.json", "environment.json", "metrics.jsonl", "metrics.json", "curve.png",
-        "best.json", "checkpoint-3", "checkpoint-6", "model",
+        "best.json", "checkpoint-3", "checkpoint-6", "model", ".lock",
     }  # fmt: skip
     assert not [p for p in folder.rglob("*") if p.suffix in {".bin", ".pth", ".pkl"}]
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
