@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 OWN_VALIDATION = "validation is the experiment's own and doesn't read it"
-BEST_IS_KEPT = "which weights are the result is the experiment's rule; best.json names the best step"
+BEST_IS_KEPT = "the experiment decides which weights are its result; best.json names the best"
 COMPUTE = "the models compute in --dtype, in training and in validation"
 # Flag -> why it can't have another value than transformers' default.
 REFUSED = {

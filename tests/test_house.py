@@ -42,6 +42,7 @@ WITHOUT_TORCH = (
     "llava_repro.prepare_data",
     "blip2_qlora.settings",
     "blip2_qlora.scoring",
+    "blip2_qlora.verifying",
     "blip2_qlora.predict",
     "blip2_qlora.evaluate",
     "blip2_qlora.train",
