@@ -206,11 +206,11 @@ def results(comparison: Comparison, words: Words, labels: Words) -> list[Block]:
     )
     everything = [(labels["all"], overall), *answer_types]
     blind = comparison["blind"]
+    marks = parts.blind_marks(comparison, "per_answer_type", list(dict(answer_types)))
     blocks: list[Block] = [
         Charts([
             accuracy_chart(everything, names, labels, words["chart_answer_types"], words,
-                           [parts.blind_value(blind),
-                            *parts.blind_marks(blind, "per_answer_type", dict(answer_types))]),
+                           [blind and blind["value"], *marks]),
             outcome_chart(comparison, words, labels),
         ]),
         pairs_table(comparison, words),
@@ -221,7 +221,7 @@ def results(comparison: Comparison, words: Words, labels: Words) -> list[Block]:
         title = words["chart_question_types"]
         if len(drawn) < len(question_types):
             title = words["chart_question_types_top"].format(n=parts.CHART_TYPES)
-        marks = parts.blind_marks(blind, "per_question_type", dict(drawn))
+        marks = parts.blind_marks(comparison, "per_question_type", list(dict(drawn)))
         blocks += [
             Charts([accuracy_chart(drawn, names, labels, title, words, marks)]),
             type_table(words["by_question_type"], question_types, names, words),

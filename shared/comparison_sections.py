@@ -74,11 +74,12 @@ def results(comparison: Comparison, words: Words, labels: Words) -> list[Block]:
     )
     everything = comparison["overall"]
     drawn = [(labels["all"], everything), *answer_types]
-    blind = blind_marks(comparison["blind"], "per_answer_type", dict(answer_types))
+    blind = comparison["blind"]
+    marks = blind_marks(comparison, "per_answer_type", list(dict(answer_types)))
     blocks: list[Block] = [
         Charts([
             accuracy_chart(drawn, labels, words, words["chart_answer_types"],
-                           [blind_value(comparison["blind"]), *blind]),
+                           [blind and blind["value"], *marks]),
             outcome_chart(drawn, labels, words),
         ]),
         type_table(words["by_answer_type"], [(words["all"], everything), *answer_types], words),
@@ -90,8 +91,8 @@ def results(comparison: Comparison, words: Words, labels: Words) -> list[Block]:
             title = words["chart_question_types_top"].format(n=CHART_TYPES)
         blocks += [
             Charts([
-                accuracy_chart(drawn, labels, words, title, blind_marks(
-                    comparison["blind"], "per_question_type", dict(drawn))),
+                accuracy_chart(drawn, labels, words, title,
+                               blind_marks(comparison, "per_question_type", list(dict(drawn)))),
                 outcome_chart(drawn, labels, words),
             ]),
             type_table(words["by_question_type"], question_types, words),
@@ -99,17 +100,10 @@ def results(comparison: Comparison, words: Words, labels: Words) -> list[Block]:
     return blocks
 
 
-def blind_value(blind: Mapping[str, Any] | None) -> float | None:
-    """Its accuracy on all questions, in percent; None where it is not known."""
-    return blind["value"] if blind else None
-
-
-def blind_marks(
-    blind: Mapping[str, Any] | None, table: str, types: Mapping[str, Any]
-) -> list[float | None]:
-    """The blind baseline on each of these types, as far as metrics.json has it."""
-    known = (blind or {}).get(table) or {}
-    return [known[name]["value"] if name in known else None for name in types]
+def blind_marks(comparison: Comparison, table: str, names: Sequence[str]) -> list[float | None]:
+    """The blind baseline on each of these types, in percent, None where it is not known."""
+    known = (comparison["blind"] or {}).get(table) or {}
+    return [known[name]["value"] if name in known else None for name in names]
 
 
 def tests_used(rows: Sequence[Mapping[str, Any]], words: Words) -> str:
