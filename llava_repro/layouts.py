@@ -79,9 +79,6 @@ NOT_OF_THE_TEXT = re.compile(
     r"model_type$|auto_map$|transformers_version$|_name_or_path$|dtype$|torch_dtype$)"
 )
 STRATEGIES = {"patch": "default", "cls_patch": "full"}
-NOT_PLAIN_LORA = (
-    "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
-)  # fmt: skip
 LISTED = 8  # keys shown of each kind in an error
 
 
