@@ -40,13 +40,11 @@ from shared.conversations import answer_end, check_tokenizer, pad_id, prompt_ids
 from shared.images import pad_to_square
 from shared.loading import (
     check_adapter_folder,
-    fingerprint,
-    model_folder,
     pick_device,
     pick_dtype,
     quiet_libraries,
 )
-from shared.options import MissingError, UserError
+from shared.options import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,7 +77,7 @@ def load_llava(
     """
     from llava_repro.assembling import LlavaParts, assemble
     from llava_repro.results import load_lora
-    from llava_repro.settings import from_root
+    from llava_repro.settings import base_folder, base_parts
     from llava_repro.training_data import named_template
 
     quiet_libraries()
@@ -87,23 +85,17 @@ def load_llava(
     placed = {"device": chosen_device, "dtype": pick_dtype(dtype, chosen_device)}
     manifest = check_adapter_folder(Path(adapter)) if adapter else {}
     named = named_template(template or manifest.get("template"))
-    parts = {name: from_root(part) for name, part in manifest.get("parts", {}).items()}
+    parts = base_parts(model, revision, adapter)
     with redirect_stdout(sys.stderr):  # what a script prints is its answers
-        if adapter is None or not parts or is_base(model, revision, manifest):
-            base = model_folder(model, revision)
-            loaded, tokenizer, processor = load_whole(base, named, quantization, **placed)
-        elif "model" in parts:
-            print(f"base:       {parts['model']}, which {adapter} was trained on")
-            base = model_folder(parts["model"] or "")
+        if parts != {"model": model}:
+            print(f"base:       {' + '.join(parts.values())}, which {adapter} was trained on")
+        base = base_folder(parts, model, revision)
+        if "model" in parts:
             loaded, tokenizer, processor = load_whole(base, named, quantization, **placed)
         else:
-            pair = {name: parts.get(name) for name in ("vision_tower", "language_model")}
-            print(
-                f"base:       {' + '.join(map(str, pair.values()))}, which {adapter} was trained on"
-            )
-            base = model_folder(pair["language_model"] or "")
             made_of = LlavaParts(
-                **pair,
+                vision_tower=parts["vision_tower"],
+                language_model=str(base),
                 projector_type=manifest["projector_type"],
                 vision_feature_layer=manifest["vision_feature_layer"],
             )
@@ -121,14 +113,6 @@ def load_llava(
             if "image_aspect_ratio" in manifest:
                 loaded.config.image_aspect_ratio = manifest["image_aspect_ratio"]
     return loaded.eval(), tokenizer, processor, named
-
-
-def is_base(model: str, revision: str | None, manifest: dict[str, Any]) -> bool:
-    """Whether an adapter was trained on this model folder."""
-    try:
-        return fingerprint(model_folder(model, revision)) == manifest.get("base_fingerprint")
-    except MissingError:
-        return False
 
 
 def load_whole(

@@ -34,6 +34,7 @@ from llava_repro.evaluation_settings import (
 )
 from llava_repro.evaluation_setup import (
     SeveralPictures,
+    base_of,
     choose_decoding,
     jobs_of,
     load_questions,
@@ -129,10 +130,10 @@ def ask(
 def synthetic(options: EvaluateOptions) -> dict[str, Any]:
     """Whether data and model are a toy's, by their manifests."""
     folder = data_folder(options)
-    model = None if options.answers else options.model
+    asked = [] if options.answers else [*base_of(options).values(), options.adapter]
     return {
         "data": bool(folder and manifest_value(folder, "synthetic")),
-        "model": bool(model and manifest_value(model, "synthetic")),
+        "model": any(manifest_value(part, "synthetic") for part in asked if part),
     }
 
 

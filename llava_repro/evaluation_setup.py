@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_repro.asking import Decoding, human_text
 from llava_repro.evaluation_settings import FIRST_SPLIT, JUDGE, EvaluateOptions
-from llava_repro.settings import RUNS
+from llava_repro.settings import RUNS, base_folder, base_parts
 from llava_repro.tasks import TASKS, Sample, load_task
 from shared.answering import Answer, Job, shuffle_pictures
 from shared.images import open_image
@@ -24,7 +24,6 @@ from shared.loading import (
     MemoryEstimate,
     adapter_fingerprint,
     fingerprint,
-    model_folder,
     pick_device,
     pick_dtype,
     weight_bytes,
@@ -72,7 +71,7 @@ def run_name(options: EvaluateOptions) -> str:
     parts += [
         str(options.limit or "all"),
         f"seed{options.seed}" if options.limit else "",
-        named_model(options.model),
+        named_model([*base_of(options).values()][-1]),
         f"{adapter.parent.name}_{adapter.name}" if adapter else "",
         "" if options.quantization == "none" else options.quantization,
         options.template,
@@ -86,6 +85,15 @@ def named_model(model: str) -> str:
     """The model's name; of the folder `model/` in a training run, the run's name."""
     path = Path(model)
     return path.resolve().parent.name if path.name in ("model", "merged") else path.name
+
+
+def base_of(options: EvaluateOptions) -> dict[str, str]:
+    """What answers, by name: --model, or under --adapter what that was trained on."""
+    return base_parts(options.model, options.revision, options.adapter)
+
+
+def folder_of(options: EvaluateOptions) -> Path:
+    return base_folder(base_of(options), options.model, options.revision)
 
 
 def choose_decoding(options: EvaluateOptions) -> Decoding:
@@ -118,9 +126,14 @@ def run_config(
             "asked": {"prompt": options.prompt, "template": template,
                       "image_handling": options.image_handling, **decoding},
             "compute_dtype": str(dtype).removeprefix("torch."),
-            "model_fingerprint": fingerprint(model_folder(options.model, options.revision)),
+            "model_fingerprint": fingerprint(folder_of(options)),
             "adapter_fingerprint": adapter_fingerprint(options.adapter),
         }  # fmt: skip
+        base = base_of(options)
+        if base != {"model": options.model}:  # the run is told by what answered
+            whole = base.get("model")
+            extra |= {"revision": None, "model": whole or base["language_model"]}
+            extra |= {} if whole else {"vision_tower": base["vision_tower"]}
     config = resolved_config(options, **extra)
     return {key: value for key, value in config.items() if key not in JUDGE}
 
@@ -134,7 +147,7 @@ def template_of(options: EvaluateOptions) -> str:
         return options.template
     if options.adapter and manifest_value(options.adapter, "template"):
         return manifest_value(options.adapter, "template")
-    folder = model_folder(options.model, options.revision)
+    folder = folder_of(options)
     text = None
     if (folder / "chat_template.jinja").is_file():
         text = (folder / "chat_template.jinja").read_text(encoding="utf-8")
@@ -259,7 +272,8 @@ def print_plan(options: EvaluateOptions, sample: QuestionSet, folder: Path) -> N
     if options.answers:
         print(f"answers:  {options.answers} ({options.answers_format}); no model is asked")
         return
-    print(f"model:    {options.model}{' + ' + options.adapter if options.adapter else ''}")
+    parts = [*base_of(options).values(), *filter(None, [options.adapter])]
+    print(f"model:    {' + '.join(parts)}")
     print(f"decoding: greedy, at most {options.max_new_tokens} new tokens")
     try:
         plan = prompt_plan(options, samples[0])
@@ -272,14 +286,12 @@ def print_plan(options: EvaluateOptions, sample: QuestionSet, folder: Path) -> N
 def prompt_plan(options: EvaluateOptions, sample: Sample) -> list[str]:
     """The first prompt as the model reads it, as far as the model's files are here."""
     from llava_repro.assembling import load_tokenizer, prepare_tokenizer
-    from llava_repro.layouts import open_checkpoint
     from llava_repro.model import n_image_tokens
     from llava_repro.training_data import named_template
     from shared.conversations import segments_of
 
     text = human_text(sample.prompt, n_pictures(sample))
-    folder = model_folder(options.model, options.revision)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder_of(options))
     prepare_tokenizer(tokenizer)
     named = options.template
     if named is None and options.adapter:
@@ -287,23 +299,40 @@ def prompt_plan(options: EvaluateOptions, sample: Sample) -> list[str]:
     pieces = segments_of(
         [("human", text)], tokenizer, named_template(named), add_generation_prompt=True
     )
-    config = open_checkpoint(folder).config
+    config, projector = config_of(options)
     tokens = n_image_tokens(config)
     text_tokens = len(tokenizer(sample.prompt)["input_ids"])
     return [
         f"template: {named or template_of(options)}; {tokens} tokens a picture",
         f"prompt:   {''.join(piece for piece, _ in pieces)!r}",
-        f"memory:   {memory(options, config, tokens + text_tokens)}",
+        f"memory:   {memory(options, config, projector, tokens + text_tokens)}",
     ]
 
 
-def memory(options: EvaluateOptions, config: Any, prompt_tokens: int) -> MemoryEstimate:
+def config_of(options: EvaluateOptions) -> tuple[Any, str]:
+    """(configuration, projector type) of what answers, from its folders' config.json."""
+    from llava_repro.layouts import open_checkpoint
+    from llava_repro.planning import read_config
+    from llava_repro.settings import LlavaParts
+
+    base = base_of(options)
+    if "model" in base:
+        config = open_checkpoint(folder_of(options)).config
+        return config, config.projector_type
+    known = {name: manifest_value(options.adapter or "", name)
+             for name in ("projector_type", "vision_feature_layer")}  # fmt: skip
+    return read_config(LlavaParts(**base, **known))[:2]
+
+
+def memory(
+    options: EvaluateOptions, config: Any, projector: str, prompt_tokens: int
+) -> MemoryEstimate:
     """GiB of a batch by sizes alone: weights, and the keys and values of prompt and answer."""
     from llava_repro.planning import count_parameters, meta_model
 
     text = config.text_config
     width = pick_dtype(options.dtype, pick_device(options.device)).itemsize
-    counts = count_parameters(meta_model(config, config.projector_type))
+    counts = count_parameters(meta_model(config, projector))
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * width
     tokens = options.batch_size * (prompt_tokens + (options.max_new_tokens or 0))

@@ -21,7 +21,7 @@ from llava_repro.assembling import (
     tower_family,
     vision_part,
 )
-from llava_repro.settings import TOY_QWEN2, TrainOptions
+from llava_repro.settings import TOY_QWEN2, LlavaParts, TrainOptions
 from llava_repro.trainable import (
     COMPONENTS,
     idle_names,
@@ -53,7 +53,7 @@ EXAMPLE_ROW = {
 }
 
 
-def read_config(options: TrainOptions) -> tuple[LlavaConfig, str, list[str]]:
+def read_config(options: LlavaParts) -> tuple[LlavaConfig, str, list[str]]:
     """(configuration, projector type, where it comes from), from disk or architectures.json."""
     if options.model is not None:
         from llava_repro.layouts import open_checkpoint

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from shared.options import DATA_ROOT, OUTPUTS, REPO_ROOT, ToyOptions, UserError
+from shared.options import DATA_ROOT, OUTPUTS, REPO_ROOT, MissingError, ToyOptions, UserError
 
 EXPERIMENT = "llava_repro"
 RUNS = OUTPUTS / EXPERIMENT
@@ -98,6 +98,44 @@ def known_architecture(name: str) -> dict[str, Any] | None:
     """Numbers of a published model's config.json, for plans where the model is not on disk."""
     entry = json.loads(ARCHITECTURES.read_text(encoding="utf-8")).get(name)
     return None if entry is None else entry["config"]
+
+
+def base_parts(model: str, revision: str | None, adapter: str | None) -> dict[str, str]:
+    """What answers: {"model": a whole LLaVA}, or an adapter's {"vision_tower", "language_model"}.
+
+    Under an adapter it is `model` if that is the whole LLaVA (or the language model) that it was
+    trained on, else what its manifest names; whoever loads, plans or records a run asks here, so
+    that the three agree. Raises UserError for a folder that is no adapter.
+    """
+    from shared.loading import check_adapter_folder
+
+    manifest = check_adapter_folder(Path(adapter)) if adapter else {}
+    recorded = manifest.get("parts", {})
+    names = ("model",) if "model" in recorded else ("vision_tower", "language_model")
+    base = {name: from_root(recorded[name]) or "" for name in names if name in recorded}
+    if not base:
+        return {"model": model}
+    if is_base(model, revision, manifest):
+        base[names[-1]] = model
+    return base
+
+
+def is_base(model: str, revision: str | None, manifest: dict[str, Any]) -> bool:
+    """Whether an adapter was trained on this folder: a whole LLaVA, or its language model."""
+    from shared.loading import fingerprint, model_folder
+
+    try:
+        return fingerprint(model_folder(model, revision)) == manifest.get("base_fingerprint")
+    except MissingError:
+        return False
+
+
+def base_folder(base: dict[str, str], model: str, revision: str | None) -> Path:
+    """The folder of a base's text side: config, tokenizer, fingerprint. `revision` is --model's."""
+    from shared.loading import model_folder
+
+    name = base.get("model") or base["language_model"]
+    return model_folder(name, revision if name == model else None)
 
 
 @dataclass

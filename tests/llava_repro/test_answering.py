@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from llava_repro.answering import LlavaAnswerer, left_pad, load_llava
 from llava_repro.asking import Decoding, human_text
@@ -417,6 +419,37 @@ def test_an_adapter_brings_its_parts_its_template_and_its_way_with_pictures(
         "nobody/nothing", device="cpu", adapter=str(adapter_on_parts), template=other
     )
     assert named[3] is TEMPLATES[other]
+
+
+@pytest.mark.slow
+def test_an_evaluation_records_the_base_that_answers(
+    adapter_on_parts: Path, tiny_llava_folder: Callable[..., Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    """--model need not be there, be the base, or be a whole LLaVA: the adapter names its parts."""
+    from llava_repro.evaluate import EvaluateOptions, main
+    from shared.loading import fingerprint
+
+    parts = json.loads((adapter_on_parts / "manifest.json").read_text())["parts"]
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"image": "a.png", "question": "what?", "answer": "red"}))
+    whole = str(tiny_llava_folder("clip", "qwen2"))
+    for i, model in enumerate(("nobody/nothing", whole, parts["language_model"])):
+        asked = {
+            "task": "file", "data": str(rows), "adapter": str(adapter_on_parts), "model": model,
+            "output_dir": str(tmp_path / f"run{i}"), "device": "cpu", "max_new_tokens": 2,
+        }  # fmt: skip
+        main(EvaluateOptions(**asked, dry_run=True))
+        said = capsys.readouterr().out
+        assert f"model:    {parts['vision_tower']} + {parts['language_model']} + " in said
+        assert "memory:   about" in said
+        main(EvaluateOptions(**asked))
+        config = json.loads((tmp_path / f"run{i}" / "config.json").read_text())
+        assert config["model"] == parts["language_model"]
+        assert config["vision_tower"] == parts["vision_tower"]
+        assert config["model_fingerprint"] == fingerprint(Path(parts["language_model"]))
+        assert config["asked"]["template"] == "mpt"
 
 
 @pytest.mark.slow
