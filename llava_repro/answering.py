@@ -120,6 +120,7 @@ def load_whole(
 ) -> tuple[Llava, Any, Any]:
     """A whole LLaVA folder: model, tokenizer, image processor. Raises UserError."""
     from llava_repro.assembling import load_image_processor, load_tokenizer, prepare_tokenizer
+    from llava_repro.settings import trained_aspect_ratio
 
     tokenizer = load_tokenizer(folder)
     for line in prepare_tokenizer(tokenizer):
@@ -132,6 +133,12 @@ def load_whole(
             f"{error}; llava_repro/convert.py makes a whole folder of the original repository's"
         ) from error
     model = Llava.from_pretrained(folder, quantization=quantization, **placed)
+    model.config.image_aspect_ratio = trained_aspect_ratio(folder)
+    if model.config.image_aspect_ratio is None:
+        print(
+            f"pictures:   {folder}/config.json does not say how they were made square "
+            "(image_aspect_ratio); its image processor decides, --image_handling pad for LLaVA v1.5"
+        )
     image_id = tokenizer.convert_tokens_to_ids("<image>")
     if image_id != model.config.image_token_index:
         raise UserError(

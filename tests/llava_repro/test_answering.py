@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -470,11 +471,26 @@ def test_an_adapter_on_a_whole_llava_changes_its_answers(
     assert said[0] != said[1] == said[2]
 
 
+def test_a_published_model_is_padded_though_its_config_is_silent(
+    tiny_llava_folder: Callable[..., Path], pictures: list, tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    """llava-hf's config.json lacks the key that the original's has; of others it is said."""
+    tiny = tiny_llava_folder("clip", "llama")
+    snapshot = tmp_path / "models--llava-hf--llava-1.5-13b-hf" / "snapshots" / "0"
+    for folder in (tmp_path / "llava-hf" / "llava-1.5-7b-hf", snapshot):
+        shutil.copytree(tiny, folder)
+        answerer = LlavaAnswerer(*load_llava(str(folder), device="cpu"), SHORT)
+        assert answerer.prepare(pictures[0], "model").size == (50, 50)
+    assert "image_aspect_ratio" not in capsys.readouterr().err
+    answerer = LlavaAnswerer(*load_llava(str(tiny), device="cpu"), SHORT)
+    assert answerer.prepare(pictures[0], "model").size == pictures[0].size != (50, 50)
+    assert "--image_handling pad for LLaVA v1.5" in capsys.readouterr().err
+
+
 def test_what_is_no_llava_folder_says_what_to_do(
     tiny_llava_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    import shutil
-
     with pytest.raises(UserError, match=r"shared\.download nobody/nothing"):
         load_llava("nobody/nothing")
     folder = tmp_path / "bare"
