@@ -29,13 +29,13 @@ TRAINING: dict[str, dict[str, Any]] = {
         "save_steps": 50,
     },
     "finetune": {
-        "max_steps": 500,
-        "per_device_train_batch_size": 32,
+        "max_steps": 600,
+        "per_device_train_batch_size": 16,
         "learning_rate": 1.5e-3,
         "warmup_steps": 50,
         "validation_samples": 100,
-        "eval_steps": 250,
-        "save_steps": 250,
+        "eval_steps": 300,
+        "save_steps": 300,
     },
 }
 
