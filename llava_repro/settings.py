@@ -120,6 +120,18 @@ def trained_aspect_ratio(folder: Path) -> str | None:
     return None
 
 
+def is_padded(model: str | None) -> bool:
+    """Whether this whole LLaVA was trained with padded pictures, as far as it is here."""
+    from shared.loading import model_folder
+
+    if model is None:
+        return False
+    try:
+        return trained_aspect_ratio(model_folder(model)) == "pad"
+    except MissingError:
+        return False
+
+
 def base_parts(model: str, revision: str | None, adapter: str | None) -> dict[str, str]:
     """What answers: {"model": a whole LLaVA}, or an adapter's {"vision_tower", "language_model"}.
 
@@ -226,10 +238,10 @@ class TrainOptions(LlavaParts, ToyOptions):
     max_length: int = field(
         default=2048, metadata={"help": "tokens of a sample; text is shortened, pictures never"}
     )
-    image_aspect_ratio: Literal["square", "pad"] = field(
-        default="square",
+    image_aspect_ratio: Literal["square", "pad"] | None = field(
+        default=None,
         metadata={"help": "square: the tower's own resizing and cropping; pad: a mean-coloured "
-                  "square around the picture"},
+                  "square around the picture; none = as --model was trained, else square"},
     )  # fmt: skip
     group_by_modality_length: bool = field(
         default=False, metadata={"help": "batches of pictures or of text alone, of like length"}
@@ -281,6 +293,8 @@ class TrainOptions(LlavaParts, ToyOptions):
             )
         self.data, self.image_root = from_root(self.data), from_root(self.image_root)
         self.projector = from_root(self.projector)
+        if self.image_aspect_ratio is None:
+            self.image_aspect_ratio = "pad" if is_padded(self.model) else "square"
         fresh = self.model is None and self.projector is None and self.projector_type != "identity"
         if self.stage == "finetune" and fresh and not self.dry_run:
             raise UserError(
