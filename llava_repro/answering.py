@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase
 
+    from llava_repro.settings import LlavaParts
     from shared.conversations import Template
 
 Turn = tuple[str, str | None]
@@ -99,6 +100,7 @@ def load_llava(
                 projector_type=manifest["projector_type"],
                 vision_feature_layer=manifest["vision_feature_layer"],
             )
+            check_tower(made_of, manifest, adapter or "")
             assembled = assemble(
                 made_of,
                 named,
@@ -113,6 +115,20 @@ def load_llava(
             if "image_aspect_ratio" in manifest:
                 loaded.config.image_aspect_ratio = manifest["image_aspect_ratio"]
     return loaded.eval(), tokenizer, processor, named
+
+
+def check_tower(parts: LlavaParts, manifest: dict[str, Any], adapter: str) -> None:
+    """Raises UserError when the adapter's vision tower is not the one that it was trained with;
+    the language model is checked when the matrices are put on."""
+    from llava_repro.results import part_fingerprints
+
+    known = manifest.get("part_fingerprints", {}).get("vision_tower")
+    found = part_fingerprints(parts)["vision_tower"]
+    if known is not None and known != found:
+        raise UserError(
+            f"{adapter} was trained with {manifest['parts']['vision_tower']} (fingerprint "
+            f"{known}), but {parts.vision_tower} now has {found}: put the tower of that time back"
+        )
 
 
 def load_whole(

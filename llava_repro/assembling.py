@@ -225,7 +225,7 @@ def load_for_training(
     """The model with exactly that open which trains, and peft's view of it when it is LoRA."""
     from transformers import set_seed
 
-    from llava_repro.results import read_projector
+    from llava_repro.results import check_projector, read_projector
     from llava_repro.trainable import prepare_training, print_trained
 
     device, dtype = training.device, compute_dtype(options, training)
@@ -245,6 +245,8 @@ def load_for_training(
         )
     model = assembled.model
     if options.projector is not None:
+        for note in check_projector(options.projector, options, model.config):
+            print(f"projector:  {note}")
         read_projector(model.projector, options.projector)
     set_seed(training.seed)  # the same LoRA matrices whether or not a projector was read
     view = prepare_training(

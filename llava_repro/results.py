@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llava_repro.settings import TrainOptions
+from llava_repro.settings import LlavaParts, TrainOptions
 from llava_repro.templates import TEMPLATES
 from llava_repro.training_data import Rows, rows_hash
 from shared.conversations import chat_template
@@ -25,7 +25,7 @@ from shared.loading import fingerprint, load_adapter, model_folder
 from shared.options import UserError, environment, manifest_value, portable_path, write_json
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
+    from transformers import LlavaConfig, TrainingArguments
 
     from llava_repro.assembling import Assembled
     from llava_repro.model import Llava
@@ -35,9 +35,14 @@ PROJECTOR_FOLDER, ADAPTER_FOLDER, MODEL_FOLDER = "projector", "adapter", "model"
 
 
 def manifest(
-    options: TrainOptions, training: TrainingArguments, learned: Rows, held_out: Rows
+    options: TrainOptions,
+    training: TrainingArguments,
+    learned: Rows,
+    held_out: Rows,
+    config: LlavaConfig,
 ) -> dict[str, Any]:
-    """What a reader needs to know of the weights: parts, stage, data, seed."""
+    """What a reader needs to know of the weights: parts, stage, data, seed; `config` of the model
+    that trained, which for --model is not what the flags' defaults say."""
     parts = {
         name: portable_path(value)
         for name in ("model", "vision_tower", "language_model", "projector")
@@ -48,8 +53,9 @@ def manifest(
         "parts": parts,
         "base_model": portable_path(base),
         "base_fingerprint": fingerprint(model_folder(base)),
-        "projector_type": options.projector_type,
-        "vision_feature_layer": options.vision_feature_layer,
+        "part_fingerprints": part_fingerprints(options),
+        "projector_type": config.projector_type,
+        "vision_feature_layer": config.vision_feature_layer,
         "image_aspect_ratio": options.image_aspect_ratio,
         "stage": options.stage,
         "train_type": options.train_type,
@@ -66,6 +72,15 @@ def manifest(
             for folder in (*parts.values(), Path(options.data or "").parent)
         ),
         "environment": environment(),
+    }
+
+
+def part_fingerprints(parts: LlavaParts) -> dict[str, str]:
+    """Fingerprints of the folders that a model is made from, by the option that names them."""
+    return {
+        name: fingerprint(model_folder(value))
+        for name in ("model", "vision_tower", "language_model")
+        if (value := getattr(parts, name)) is not None
     }
 
 
@@ -207,6 +222,32 @@ def read_projector(projector: nn.Module, given: str) -> None:
                 f"{shape}: it was trained for others"
             )
     projector.load_state_dict(found)
+
+
+def check_projector(given: str, options: LlavaParts, config: LlavaConfig) -> list[str]:
+    """What the manifest beside --projector says against this model: notes, where it may still do.
+
+    Shapes alone don't tell: other hidden states of the tower, or another model of the same widths,
+    mean something else to it. Raises UserError for another layer; another tower or language model
+    is said, as its folder may hold the same weights in another file.
+    """
+    path = find_projector(given)
+    layer = manifest_value(path.parent, "vision_feature_layer")
+    if layer is not None and layer != config.vision_feature_layer:
+        raise UserError(
+            f"{path}: trained on hidden states {layer} of the vision tower, this model reads "
+            f"{config.vision_feature_layer}: give --vision_feature_layer {layer}, or the projector "
+            "of a stage 1 with this one"
+        )
+    theirs = manifest_value(path.parent, "part_fingerprints") or {}
+    ours = part_fingerprints(options)
+    return [
+        f"{path} was trained with another {name.replace('_', ' ')} "
+        f"({(manifest_value(path.parent, 'parts') or {}).get(name)}) than "
+        f"{portable_path(getattr(options, name))}"
+        for name in ours
+        if theirs.get(name, ours[name]) != ours[name]
+    ]
 
 
 def load_lora(model: Llava, adapter: Path, base_folder: Path) -> Llava:

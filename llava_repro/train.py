@@ -142,7 +142,8 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     # Save
     final = trainer.latest_figures() if len(held_out) else {}
     if trainer.is_world_process_zero():
-        content = manifest(options, training, learned, held_out) | {"steps": steps} | final
+        content = manifest(options, training, learned, held_out, assembled.model.config)
+        content |= {"steps": steps} | final
         results = save_result(folder, options, assembled, adapter, content, dtype)
         plot_curve(folder / CURVE_FILE, folder / "curve.png", selection="loss", title=folder.name,
                    synthetic=content["synthetic"], n_validation=len(held_out))  # fmt: skip
@@ -206,20 +207,29 @@ def run_name(options: TrainOptions, training: TrainingArguments) -> str:
 
 def training_config(options: TrainOptions, training: TrainingArguments) -> dict[str, Any]:
     """config.json: our options, the training flags that decide what comes out, what was read."""
+    from llava_repro.results import find_projector
     from shared.loading import fingerprint, model_folder
     from shared.training_flags import recorded_flags
 
     parts = (options.model, options.vision_tower, options.language_model)
-    data = Path(options.data or "")
-    with data.open("rb") as file:
-        data_hash = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    extra = (
+        {}
+        if options.projector is None
+        else {"projector_hash": file_hash(find_projector(options.projector))}
+    )
     return resolved_config(
         options,
+        **extra,
         script="train",
         training=recorded_flags(training),
         model_fingerprints=[fingerprint(model_folder(part)) for part in parts if part],
-        data_hash=data_hash,
+        data_hash=file_hash(Path(options.data or "")),
     )
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def parse(argv: list[str] | None = None) -> tuple[TrainOptions, TrainingArguments]:

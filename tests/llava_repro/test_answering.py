@@ -423,6 +423,16 @@ def test_an_adapter_brings_its_parts_its_template_and_its_way_with_pictures(
 
 
 @pytest.mark.slow
+def test_an_adapter_is_refused_when_its_tower_has_changed(adapter_on_parts: Path) -> None:
+    file = adapter_on_parts / "manifest.json"
+    content = json.loads(file.read_text())
+    content["part_fingerprints"]["vision_tower"] = "of another"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="put the tower of that time back"):
+        load_llava("nobody/nothing", device="cpu", adapter=str(adapter_on_parts))
+
+
+@pytest.mark.slow
 def test_an_evaluation_records_the_base_that_answers(
     adapter_on_parts: Path, tiny_llava_folder: Callable[..., Path], tmp_path: Path,
     capsys: pytest.CaptureFixture,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llava_repro import assembling, trainable
 from llava_repro.model import Llava
-from llava_repro.results import load_lora, read_projector
+from llava_repro.planning import read_config
+from llava_repro.results import check_projector, load_lora, read_projector
 from llava_repro.train import main, parse, refuse_partitioned_weights
 from shared.options import UserError
 from shared.training import read_curve
@@ -353,6 +355,26 @@ def test_a_whole_llava_trains_on(tiny_llava_folder, shared_conversations, tmp_pa
     assert (tmp_path / "run" / "adapter").is_dir()
 
 
+def test_a_whole_llava_keeps_its_way_with_pictures_and_is_told_as_it_is(
+    tiny_llava_folder, shared_conversations, tmp_path
+):
+    """Defaults of the flags are not what a folder was trained with."""
+    folder = tmp_path / "padded"
+    shutil.copytree(tiny_llava_folder("siglip", "llama"), folder)
+    config = read(folder / "config.json") | {
+        "image_aspect_ratio": "pad", "vision_feature_layer": -1
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    argv = flags((Path("a"), Path("b")), shared_conversations, tmp_path / "run")[4:]
+    argv += ["--model", str(folder), "--stage", "finetune", "--train_type", "lora", "--save_model",
+             "--template", "vicuna_v1"]  # fmt: skip
+    main(*parse(argv))
+    assert read(tmp_path / "run" / "model" / "config.json")["image_aspect_ratio"] == "pad"
+    content = read(tmp_path / "run" / "adapter" / "manifest.json")
+    assert (content["image_aspect_ratio"], content["vision_feature_layer"]) == ("pad", -1)
+    assert parse([*argv, "--image_aspect_ratio", "square"])[0].image_aspect_ratio == "square"
+
+
 def test_a_run_writes_its_files_and_a_finished_one_changes_nothing(
     finetune, tmp_path, monkeypatch, capsys
 ):
@@ -527,6 +549,38 @@ def test_shortened_samples_are_counted_once(finetune, tmp_path):
     assert read(tmp_path / "run" / "metrics.json")["shortened_in_training"] == len(listed)
 
 
+def test_a_projector_of_another_layer_or_model_is_told(
+    stage_1, parts, tiny_parts, shared_conversations, tmp_path, monkeypatch, capsys
+):
+    """Its shapes fit all the same."""
+    more = ("--stage", "finetune", "--projector", str(stage_1))
+    argv = flags(parts, shared_conversations, tmp_path / "a", *more, "--vision_feature_layer", "-1")
+    assert "trained on hidden states -2" in refused(argv, monkeypatch)
+    own = parse(flags(parts, shared_conversations, tmp_path / "b", *more))[0]
+    config = read_config(own)[0]
+    assert check_projector(str(stage_1), own, config) == []
+    other = (parts[0], tmp_path / "other")
+    shutil.copytree(parts[1], other[1])
+    weights = other[1] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"none")
+    theirs = parse(flags(other, shared_conversations, tmp_path / "c", *more))[0]
+    (note,) = check_projector(str(stage_1), theirs, config)
+    assert "was trained with another language model" in note
+
+
+def test_a_run_does_not_go_on_from_another_projector(
+    stage_1, parts, shared_conversations, tmp_path, monkeypatch
+):
+    given = tmp_path / "stage_1"
+    shutil.copytree(stage_1 / "projector", given)
+    more = ("--stage", "finetune", "--projector", str(given))
+    argv = flags(parts, shared_conversations, tmp_path / "run", *more)
+    main(*parse(argv))
+    saved = load_file(given / "projector.safetensors")
+    save_file({name: tensor + 1 for name, tensor in saved.items()}, given / "projector.safetensors")
+    assert "projector_hash" in refused(argv, monkeypatch)
+
+
 @pytest.mark.parametrize("spoiled", ["vision", "text", "kind"])
 def test_a_projector_of_other_widths_is_refused(
     tiny_llava_folder, parts, stage_1, shared_conversations, tmp_path, monkeypatch, spoiled
@@ -538,7 +592,6 @@ def test_a_projector_of_other_widths_is_refused(
         saved["model.mm_projector.2.weight"] = saved["model.mm_projector.2.weight"][:16].clone()
     else:
         saved = {"model.mm_projector.weight": saved["model.mm_projector.0.weight"]}
-    from safetensors.torch import save_file
 
     file = tmp_path / "other.safetensors"
     save_file(saved, file)
