@@ -115,7 +115,15 @@ def match(options: ScoreOptions, samples: list[Sample]) -> Matched:
         from llava_repro.tasks.pope import renumber
 
         rows = renumber(rows, Path(options.questions), samples)
-    return match_answers(options.task, rows, samples)
+    try:
+        return match_answers(options.task, rows, samples)
+    except UserError as error:
+        if options.task != "pope" or options.split is not None:
+            raise
+        raise UserError(
+            f"{error} Without --split the first one is scored; evaluate.py asks all three: "
+            "--split all"
+        ) from error
 
 
 def judge(

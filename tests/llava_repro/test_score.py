@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,24 @@ def test_what_is_incomplete_is_noted_beside_the_result(pope, capsys, tmp_path):
     assert json.loads(said.out)["missing"] == 3
     assert "3 missing" in said.err
     assert "1 duplicates" in said.err
+
+
+def test_pope_answers_of_all_splits_name_the_flag(pope, tmp_path):
+    """What evaluate.py writes by default."""
+    answers, annotations = pope
+    for split in ("popular", "adversarial"):
+        (tmp_path / f"coco_pope_{split}.json").write_bytes(annotations.read_bytes())
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    joined = [
+        {**row, "question_id": f"{split}/{row['question_id']}"}
+        for split in ("adversarial", "popular", "random")
+        for row in rows
+    ]
+    file = write_lines(tmp_path / "joined.jsonl", joined)
+    options = ScoreOptions(task="pope", answers=str(file), annotations=str(tmp_path))
+    with pytest.raises(UserError, match="--split all"):
+        main(options)
+    main(replace(options, split="all"))
 
 
 def test_pope_in_llavas_numbering(tmp_path, pope, capsys):
