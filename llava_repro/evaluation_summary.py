@@ -52,6 +52,10 @@ def print_figures(metrics: Mapping[str, Any]) -> None:
         if 1 < len(metrics[table]) <= MOST_ROWS:
             for name, value in metrics[table].items():
                 print(f"  {name}: {percent(value)}")
+    left_out = metrics["data_problems"]
+    if left_out["count"]:
+        print(f"  {left_out['count']} bad rows of the data left out, not counted as questions; the "
+              f"first: {left_out['first'][0]}")  # fmt: skip
     blind = metrics["blind"]
     if blind["value"] is not None:
         print(

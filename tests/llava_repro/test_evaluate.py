@@ -354,6 +354,20 @@ def test_a_missing_picture_is_an_error_that_counts_as_wrong(evaluate, plausible_
     assert sum(row["prediction"] == "" for row in predictions) == 2
 
 
+def test_rows_left_out_are_said_at_the_end(
+    evaluate, plausible_answers, benchmarks, tmp_path, capsys
+):
+    evaluate(tmp_path / "whole", "pope")
+    assert "left out" not in capsys.readouterr().out
+    root = write_benchmarks(tmp_path / "data")
+    with (root / "pope" / "coco_pope_random.json").open("a") as file:
+        file.write('{"question_id": 99}\n')
+    evaluate(tmp_path / "run", "pope", root=root)
+    said = capsys.readouterr().out
+    assert "1 bad rows of the data left out" in said
+    assert "coco_pope_random.json line" in said
+
+
 def never(*_: object, **__: object) -> None:
     raise AssertionError("weights were loaded")
 
