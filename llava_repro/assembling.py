@@ -140,9 +140,20 @@ def ready_tokenizer(folder: Path, template: Template | None) -> Any:
     return tokenizer
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+                   "sentencepiece.bpe.model")  # fmt: skip
+
+
 def load_tokenizer(folder: Path) -> Any:
+    """Raises UserError, for a folder without any tokenizer with the names of such files."""
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(
+            f"{folder}: no tokenizer in it: tokenizer_config.json with tokenizer.json or "
+            "tokenizer.model is missing; copy them from where the model comes from, or download "
+            "or convert it again (llava_repro/convert.py)"
+        )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:

@@ -511,3 +511,7 @@ def test_what_is_no_llava_folder_says_what_to_do(
         load_llava(str(folder), device="cpu")
     with pytest.raises(UserError, match="--template vicuna: not one of"):
         load_llava(str(folder), device="cpu", template="vicuna")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"no tokenizer in it: .*tokenizer\.json"):
+        load_llava(str(folder), device="cpu")
