@@ -93,7 +93,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
         len(learned),
         batch_size=training.per_device_train_batch_size,
         n_batches=training.world_size * training.gradient_accumulation_steps,
-        seed=training.seed,
+        seed=training.seed if training.data_seed is None else training.data_seed,
         length_of=(lambda i: modality_length(learned[i])) if grouped else None,
     )
     image_root = Path(options.image_root or Path(options.data or "").parent)

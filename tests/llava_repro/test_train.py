@@ -209,6 +209,13 @@ def test_the_loss_falls_and_every_kind_of_row_trains(finetune, shared_conversati
     assert metrics["last"]["loss"] < losses[0]
 
 
+def test_data_seed_alone_decides_the_order(finetune):
+    """Transformers' flag: the same first weights, other batches."""
+    orders = [finetune("--data_seed", seed, "--max_steps", "3", folder=seed).ids for seed in "01"]
+    assert orders[0] != orders[1]
+    assert finetune("--max_steps", "3", folder="none").ids == orders[0]  # --seed is 0
+
+
 def test_accumulated_batches_learn_what_one_batch_does(finetune):
     """Four samples at once or two times two: the same losses, token by token."""
     whole = finetune("--global_batch_size", "4", folder="a")
