@@ -87,6 +87,8 @@ def hub_config(config: LlavaConfig, dtype: torch.dtype) -> LlavaConfig:
     config.architectures = ["LlavaForConditionalGeneration"]
     config.dtype = dtype
     config.image_seq_length = n_image_tokens(config)
+    for part in (config, config.vision_config, config.text_config):
+        part._name_or_path = ""  # where the parts lay on the machine that trained
     if config.projector_type in ("linear", "identity"):
         config.projector_hidden_act = "linear"
     elif config.projector_type != "mlp2x_gelu":

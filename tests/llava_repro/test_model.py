@@ -565,3 +565,12 @@ def test_the_state_of_a_float16_copy_is_half_as_large(tiny_llava_folder, tmp_pat
     model.save_pretrained(tmp_path, dtype=torch.float16)
     again = LlavaForConditionalGeneration.from_pretrained(tmp_path)
     assert {weight.dtype for weight in again.parameters()} == {torch.float16}
+
+
+def test_a_saved_folder_does_not_name_where_its_parts_lay(tiny_llava_folder, tmp_path):
+    model = Llava.from_pretrained(tiny_llava_folder(), device="cpu")
+    for part in (model.config, model.config.vision_config, model.config.text_config):
+        part._name_or_path = "/home/somebody/models/part"
+    model.save_pretrained(tmp_path)
+    assert "somebody" not in (tmp_path / "config.json").read_text("utf-8")
+    assert model.config.text_config._name_or_path == "/home/somebody/models/part"
