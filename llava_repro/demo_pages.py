@@ -126,7 +126,6 @@ def draw_page(page: gr.Blocks, language: Language, common: Page) -> None:
     )  # fmt: skip
     stop.click(stop_answer, visitor, None, **aside)
     # cancelled, or the answer under way would go on being shown in the emptied chat
-    # cancelled, or the answer under way would go on being shown in the emptied chat
     gr.on(
         [clear.click, chat.clear], clearing(common, texts), visitor, [visitor, *outputs],
         show_progress="hidden", cancels=[asked, asked_again], **aside,
@@ -239,7 +238,8 @@ def clearing(common: Page, texts: dict[str, str]) -> Callable[[Visitor], tuple[A
         import gradio as gr
 
         visitor.stopped = True  # an answer under way ends at its next word
-        field = gr.MultimodalTextbox(None, interactive=True)
+        # what is already typed stays: the next question may be there before this has come back
+        field = gr.MultimodalTextbox(interactive=True)
         return Visitor(), [], field, "", prompt_html(common.answerer, [], texts)
 
     return clear

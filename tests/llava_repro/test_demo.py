@@ -344,8 +344,11 @@ def test_stop_regenerate_clear_flag(
     assert (demo.flags.parent / record["pictures"][0]).read_bytes() == picture_files[0].read_bytes()
 
     for name in ("✕ Clear", "Clear"):  # ours, and the chat's own
-        page.get_by_role("button", name=name, exact=True).click()
+        # the chat empties itself at once; the visitor's history when the server has answered
+        with page.expect_response(lambda response: response.request.method == "POST"):
+            page.get_by_role("button", name=name, exact=True).click()
         page.locator(".chat [data-testid=bot]").first.wait_for(state="detached")
+        page.locator(".said p").wait_for(state="detached")
         assert ask(page, "And <image>?", 1) == talk(answerer, ("And <image>?", []))
         assert page.locator(".chat [data-testid=user]").inner_text() == "And <image>?"
 
