@@ -82,7 +82,7 @@ def toy_defaults(stage: str) -> dict[str, Any]:
         "output_dir": str(RUNS / f"toy_{stage}"),
         "template": "plain" if stage == "pretrain" else None,
         "projector": None if stage == "pretrain" else str(RUNS / "toy_pretrain"),
-        "group_by_modality_length": stage == "finetune",
+        "group_by_length": stage == "finetune",
         "save_model": True,
         "dataloader_num_workers": 1,  # batches are made on the second core
         **TRAINING[stage],
@@ -244,7 +244,11 @@ class TrainOptions(LlavaParts, ToyOptions):
                   "square around the picture; none = as --model was trained, else square"},
     )  # fmt: skip
     group_by_modality_length: bool = field(
-        default=False, metadata={"help": "batches of pictures or of text alone, of like length"}
+        default=False, metadata={"help": "batches of pictures or of text alone, as LLaVA has them"}
+    )
+    group_by_length: bool = field(
+        default=False,
+        metadata={"help": "the same, and of like length: less padding, an order less random"},
     )
     validate: bool = field(
         default=False, metadata={"help": "check every row and every picture's header first"}

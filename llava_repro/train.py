@@ -88,13 +88,14 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
         find_projector(options.projector)
     if training.ddp_find_unused_parameters is None:  # a batch of text alone uses the projector too
         training.ddp_find_unused_parameters = False
-    grouped = options.group_by_modality_length
+    grouped = options.group_by_modality_length or options.group_by_length
     sampler = ConversationSampler(
         len(learned),
         batch_size=training.per_device_train_batch_size,
         n_batches=training.world_size * training.gradient_accumulation_steps,
         seed=training.seed if training.data_seed is None else training.data_seed,
         length_of=(lambda i: modality_length(learned[i])) if grouped else None,
+        like_lengths=options.group_by_length,
     )
     image_root = Path(options.image_root or Path(options.data or "").parent)
     ahead = None if options.validate else CHECKED_AHEAD

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 LOOK_AHEAD = 64  # steps whose rows are grouped, and whose pictures are checked, together
+PICTURE_WORDS = 256  # a further picture of a row in words, for lengths only
 MAX_BAD_SHARE = 0.01  # of the samples checked before training
 # Chinese has no spaces: each of its characters counts as a word, all else is split at spaces.
 WORDS = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\s\u3400-\u9fff\uf900-\ufaff]+")
@@ -55,9 +56,13 @@ def read_row(rows: Sequence[Row], i: int) -> Row:
 
 
 def modality_length(row: Row) -> int:
-    """Words of a row, negative for text alone (LLaVA, train.py, `modality_lengths`)."""
+    """Words of a row, negative for text alone (LLaVA, train.py, `modality_lengths`); a picture
+    after the first counts as PICTURE_WORDS."""
     words = sum(len(WORDS.findall(str(turn.get("value") or ""))) for turn in row["conversations"])
-    return max(words, 1) if row.get("image") else -max(words, 1)
+    image = row.get("image")
+    if isinstance(image, list):
+        words += PICTURE_WORDS * (len(image) - 1)
+    return max(words, 1) if image else -max(words, 1)
 
 
 # Which rows
@@ -184,13 +189,18 @@ def even_chunks(order: Sequence[int], lengths: Mapping[int, int], n: int) -> lis
 
 
 def grouped_by_modality(
-    window: Sequence[int], lengths: Mapping[int, int], batch_size: int, n_batches: int
+    window: Sequence[int],
+    lengths: Mapping[int, int],
+    batch_size: int,
+    n_batches: int,
+    like_lengths: bool = False,
 ) -> tuple[list[list[int]], list[int], list[int]]:
     """Steps of one modality each, and what is left over of both (pictures, text).
 
     `window` in random order; lengths[i] as `modality_length` gives it. A step is `n_batches`
     (processes x accumulated) batches of `batch_size`, longest first, dealt evenly
-    (LLaVA, llava_trainer.py, `get_modality_length_grouped_indices`).
+    (LLaVA, llava_trainer.py, `get_modality_length_grouped_indices`); with `like_lengths` the whole
+    window is sorted before it is cut into steps.
     """
     size = batch_size * n_batches
     steps: list[list[int]] = []
@@ -198,21 +208,23 @@ def grouped_by_modality(
     for wanted in (True, False):
         members = [i for i in window if (lengths[i] > 0) == wanted]
         whole = len(members) // size * size
+        rests.append(members[whole:])
+        if like_lengths:
+            members = sorted(members[:whole], key=lambda i: -abs(lengths[i]))
         for start in range(0, whole, size):
             by_length = sorted(members[start : start + size], key=lambda i: -abs(lengths[i]))
             sizes = {i: abs(lengths[i]) for i in by_length}
             dealt = even_chunks(by_length, sizes, n_batches)
             steps.append([i for chunk in dealt for i in chunk])
-        rests.append(members[whole:])
     return steps, rests[0], rests[1]
 
 
 class ConversationSampler(Sampler[int]):
     """Places of the samples in the order of training, for all processes together.
 
-    With `length_of` steps hold one modality and like lengths, as in LLaVA, but within a window of
-    LOOK_AHEAD steps; the leftover of both modalities makes the last, mixed batches. The order
-    depends on seed and epoch alone.
+    With `length_of` steps hold one modality, as in LLaVA, but within a window of LOOK_AHEAD steps;
+    with `like_lengths` also samples of about the same length. The leftover of both modalities makes
+    the last, mixed batches. The order depends on seed and epoch alone.
     """
 
     def __init__(
@@ -223,6 +235,7 @@ class ConversationSampler(Sampler[int]):
         n_batches: int,
         seed: int,
         length_of: Callable[[int], int] | None = None,
+        like_lengths: bool = False,
         look_ahead: int = LOOK_AHEAD,
     ) -> None:
         self.n_samples = n_samples
@@ -230,6 +243,7 @@ class ConversationSampler(Sampler[int]):
         self.n_batches = n_batches
         self.seed = seed
         self.length_of = length_of
+        self.like_lengths = like_lengths
         self.look_ahead = look_ahead
         self.epoch = 0
 
@@ -252,7 +266,7 @@ class ConversationSampler(Sampler[int]):
             window = [*pictures, *texts, *order[start : start + size]]
             lengths = {i: self.length_of(i) for i in window}
             steps, pictures, texts = grouped_by_modality(
-                window, lengths, self.batch_size, self.n_batches
+                window, lengths, self.batch_size, self.n_batches, self.like_lengths
             )
             for i in torch.randperm(len(steps), generator=generator).tolist():
                 yield from steps[i]

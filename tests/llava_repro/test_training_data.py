@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from llava_repro.training_data import (
+    PICTURE_WORDS,
     ConversationCollator,
     ConversationSampler,
     check_samples,
@@ -43,6 +44,11 @@ def test_modality_length_counts_words_and_is_negative_for_text_alone():
     assert modality_length({"conversations": [{"from": "gpt", "value": None}]}) == -1
 
 
+def test_further_pictures_count_as_words():
+    two = {"image": ["a.png", "b.png"], "conversations": row(5)["conversations"]}
+    assert modality_length(two) == 5 + PICTURE_WORDS
+
+
 def test_chinese_has_no_spaces_so_each_character_counts():
     turns = [{"from": "human", "value": "图里有几个 red 圆?"}, {"from": "gpt", "value": "两个"}]
     assert modality_length({"conversations": turns}) == -(5 + 1 + 1 + 1 + 2)
@@ -62,6 +68,13 @@ def test_grouping_by_hand():
     steps, pictures, texts = grouped_by_modality([0, 1, 2, 3, 4], lengths, 1, 2)
     assert steps == [[2, 0], [3, 1]]
     assert (pictures, texts) == ([4], [])
+
+
+def test_like_lengths_sort_the_window_before_it_is_cut_into_steps():
+    lengths = {0: 3, 1: 9, 2: 4, 3: 8, 4: 100}
+    steps, rest, _ = grouped_by_modality([0, 1, 2, 3, 4], lengths, 2, 1, like_lengths=True)
+    assert steps == [[1, 3], [2, 0]]
+    assert rest == [4]  # the last in the window's random order, not the longest or shortest
 
 
 def mixed_lengths(n: int, share_of_text: float = 0.3) -> list[int]:
