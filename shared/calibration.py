@@ -8,7 +8,9 @@ answer counts half. No torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 N_BINS = 10
@@ -38,6 +40,23 @@ def reliability(rows: Sequence[tuple[float, float]]) -> dict[str, Any]:
     return {"n": len(rows), "ece": ece, "brier": brier, "bins": bins}
 
 
+def mean_scores_kept(rows: Sequence[tuple[float | None, float]]) -> list[float]:
+    """Mean score of the k most confident answers, for k = 1..n.
+
+    Where a tie is cut, the expectation over a random order inside it. Any numbers will do as
+    confidences, infinite ones too; None ranks with the lowest.
+    """
+    groups: dict[float, list[float]] = {}
+    for confidence, score in rows:
+        groups.setdefault(-math.inf if confidence is None else confidence, []).append(score)
+    expected = [
+        sum(groups[confidence]) / len(groups[confidence])
+        for confidence in sorted(groups, reverse=True)
+        for _ in groups[confidence]
+    ]
+    return [total / i for i, total in enumerate(accumulate(expected), start=1)]
+
+
 def risk_coverage(rows: Sequence[tuple[float | None, float]]) -> dict[str, Any]:
     """Mean score of the most confident answers, by the share of answers kept.
 
@@ -46,18 +65,7 @@ def risk_coverage(rows: Sequence[tuple[float | None, float]]) -> dict[str, Any]:
     all coverages (Geifman, El-Yaniv 2017, arXiv 1705.08500); `curve` has at most 100 points
     [coverage, score].
     """
-    groups: dict[float, list[float]] = {}
-    for confidence, score in rows:
-        groups.setdefault(-1.0 if confidence is None else confidence, []).append(score)
-    expected = [
-        sum(groups[confidence]) / len(groups[confidence])
-        for confidence in sorted(groups, reverse=True)
-        for _ in groups[confidence]
-    ]
-    kept, total = [], 0.0
-    for i, score in enumerate(expected, start=1):
-        total += score
-        kept.append(total / i)
+    kept = mean_scores_kept(rows)
     n = len(kept)
     points = sorted({max(1, round(n * k / 100)) for k in range(1, 101)})
     return {
