@@ -19,6 +19,7 @@ from llava_repro.evaluation_settings import EvaluateOptions, data_folder
 from llava_repro.interchange import read_llava, write_lines, write_llava, write_vlmevalkit
 from llava_repro.tasks import TASKS, Sample, load_task, score_task, submission
 from llava_repro.tasks.common import LETTERS
+from llava_repro.tasks.pope import by_split
 from shared.estimates import by_group, estimate
 from shared.options import MissingError, UserError, manifest_value, write_json
 from shared.runs import Run
@@ -186,10 +187,19 @@ def write_answer_files(
     records: Sequence[Record],
     is_whole: bool,
 ) -> None:
-    """LLaVA's answers, VLMEvalKit's table and the official file; a sample's name says its size."""
+    """LLaVA's answers, VLMEvalKit's table and the official file; a sample's name says its size.
+
+    POPE's three splits share their numbers, so answers.jsonl calls them `random/17`; beside it
+    stands a file a split with the numbers alone. LLaVA's eval_pope.py reads all of them, but pairs
+    answers with labels by their order: its figures are right for whole splits (`--limit 0`) without
+    an error only.
+    """
     by_id = {r["sample_id"]: r for r in records if r["status"] != "skipped"}
     model = Path(options.adapter or options.answers or options.model).name
     write_llava(folder / LLAVA_ANSWERS, samples, by_id, model)
+    splits = by_split(samples) if options.task == "pope" else {}
+    for name, part in splits.items():
+        write_llava(folder / f"answers_{name}.jsonl", part, by_id, model)
     write_vlmevalkit(folder / VLMEVALKIT_ANSWERS, samples, by_id)
     if options.task == "file":
         return  # no server asks for own rows
@@ -206,10 +216,8 @@ def official_files(
     part = "" if is_whole else f"_sample{len(samples)}"
     task, split = options.task, options.split
     if task == "pope":
-        splits = sorted({sample.question_type or "" for sample in samples})
         return {
-            f"coco_pope_{name}{part}_answers.jsonl": [s for s in samples if s.question_type == name]
-            for name in splits
+            f"coco_pope_{name}{part}_answers.jsonl": own for name, own in by_split(samples).items()
         }
     names = {
         "vqav2": f"v2_OpenEnded_mscoco_{split}{part}_{run}_results.json",

@@ -19,6 +19,7 @@ from typing import Any
 
 from llava_repro.tasks import Sample
 from llava_repro.tasks.common import LETTERS, Record, answer_of
+from shared.conversation_files import IMAGE_TAG
 from shared.options import UserError, read_json
 
 ANSWER_FORMATS = ("llava", "records", "vlmevalkit", "lmms-eval")
@@ -69,26 +70,33 @@ def write_llava(
     """Answers for LLaVA's own scripts, in the order of the questions; returns how many.
 
     The prompt is the question as LLaVA's files have it, with `<image>` only where
-    eval_science_qa.py looks for it. Questions without an answer are left out, as there.
+    eval_science_qa.py looks for it. `category` is what eval_pope.py looks for in its
+    --question-file, so that an answers file of POPE is both of its inputs. Questions without an
+    answer are left out, as there.
     """
     lines = []
     for sample in samples:
         answer = answer_of(records.get(sample.sample_id))
         if answer is None:
             continue
-        shown = sample.choices and sample.image is not None
-        lines.append(
-            {
-                "question_id": sample.llava_id,
-                "prompt": f"<image>\n{sample.prompt}" if shown else sample.prompt,
-                "text": answer,
-                "answer_id": sample.sample_id,
-                "model_id": model_id,
-                "metadata": {},
-            }
-        )
+        line = {
+            "question_id": sample.llava_id,
+            "prompt": llava_prompt(sample, sample.prompt),
+            "text": answer,
+            "answer_id": sample.sample_id,
+            "model_id": model_id,
+            "metadata": {},
+        }
+        lines.append(line | ({"category": sample.question_type} if sample.question_type else {}))
     write_lines(path, lines)
     return len(lines)
+
+
+def llava_prompt(sample: Sample, prompt: str) -> str:
+    """`<image>` before the prompt of a multiple choice about a picture, as ScienceQA's files have
+    it: eval_science_qa.py counts such answers in its figure for questions with a picture."""
+    shown = sample.choices and sample.image is not None and IMAGE_TAG not in prompt
+    return f"{IMAGE_TAG}\n{prompt}" if shown else prompt
 
 
 def read_predictions(path: Path) -> list[Row]:
@@ -232,22 +240,27 @@ def write_vlmevalkit(path: Path, samples: Sequence[Sample], records: Mapping[str
 def read_lmms_eval(path: Path, samples: Sequence[Sample]) -> list[Row]:
     """The answers of a `*_samples_*.jsonl` of lmms-eval (--log_samples).
 
-    The document itself is not in that file. Where the metrics carry a question_id that is one of
-    ours and stands once (VQAv2, TextVQA; POPE with one split), it decides; else doc_id counts in
-    the data set's order, and then the target and the question must be those of our sample there.
+    The document itself is not in that file, and no prompt says that a picture was shown: for
+    ScienceQA our annotations do (`llava_prompt`).
+
+    Where the metrics carry a question_id that is one of ours and stands once (VQAv2, TextVQA; POPE
+    with one split), it decides; else doc_id counts in the data set's order, and then the target and
+    the question must be those of our sample there.
     """
     lines = list(_json_lines(path))
     answers = [_response(path, number, row) for number, row in lines]
     ids = [_nested_question_id(row) for _, row in lines]
-    known = {sample.sample_id for sample in samples}
-    if len(set(ids)) == len(ids) and set(ids) <= known:
+    known = {sample.sample_id: sample for sample in samples}
+    if len(set(ids)) == len(ids) and set(ids) <= set(known):
         keys = ids
     else:
         keys = [_by_position(path, number, row, samples) for number, row in lines]
-    return [
-        {"question_id": key, "prompt": row.get("input"), "text": text, "status": "ok"}
-        for key, text, (_, row) in zip(keys, answers, lines, strict=True)
-    ]
+    found = []
+    for key, text, (_, row) in zip(keys, answers, lines, strict=True):
+        asked = row.get("input")
+        prompt = llava_prompt(known[key], asked) if isinstance(asked, str) else None
+        found.append({"question_id": key, "prompt": prompt, "text": text, "status": "ok"})
+    return found
 
 
 def _response(path: Path, number: int, row: Row) -> str:

@@ -3,20 +3,23 @@
     python llava_repro/score.py --task pope --answers A.jsonl --annotations coco_pope_random.json
     python llava_repro/score.py --task scienceqa --answers A.jsonl --annotations data/scienceqa
     python llava_repro/score.py --task pope --answers A.jsonl --annotations data/pope --split all
+    python llava_repro/score.py --task pope --answers R/answers_random.jsonl --annotations data/pope
     python llava_repro/score.py --task textvqa --answers A.jsonl --annotations data/textvqa
     python llava_repro/score.py --task pope --answers M_POPE.tsv --answers_format vlmevalkit
 
 Reads LLaVA's answers (JSON lines `question_id, prompt, text`), our predictions.jsonl, VLMEvalKit's
 .tsv or .json, or lmms-eval's samples file, and the official annotations; figures are those of the
 official scripts (each module of llava_repro/tasks says which, and where it departs from them). An
-unanswered question is wrong and counted; of two answers to one question the last counts. Writes
-nothing but what is asked for: --submission, --scored, --to_llava, --to_vlmevalkit.
+unanswered question is wrong and counted, or left out with --answered_only; of two answers to one
+question the last counts. Writes nothing but what is asked for: --submission, --scored, --to_llava,
+--to_vlmevalkit.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +32,7 @@ from llava_repro.interchange import (
     write_vlmevalkit,
 )
 from llava_repro.tasks import Sample, load_task, match_answers, score_task, submission
-from llava_repro.tasks.common import Matched, Metrics, Scored
+from llava_repro.tasks.common import Matched, Metrics, Scored, counts
 from shared.options import UserError, guarded, parse_options, write_json
 
 
@@ -58,6 +61,11 @@ class ScoreOptions:
         metadata={"help": "pope: LLaVA's llava_pope_test.jsonl, when the answers are numbered as "
                   "there"},
     )  # fmt: skip
+    answered_only: bool = field(
+        default=False,
+        metadata={"help": "score the questions that are answered, say how many are not: for the "
+                  "answers of a sample (evaluate.py --limit)"},
+    )  # fmt: skip
     submission: str | None = field(default=None, metadata={"help": "write the official file here"})
     scored: str | None = field(
         default=None, metadata={"help": "write a line for each question here"}
@@ -79,17 +87,51 @@ class ScoreOptions:
 
 
 def main(options: ScoreOptions) -> None:
-    samples, problems = load_samples(options)
-    matched = match(options, samples)
+    every, problems = load_samples(options)
+    matched = match(options, every)
+    samples = answered(every, matched) if options.answered_only else every
     scored, metrics = score_task(options.task, matched, samples)
+    if options.answered_only:  # how much of the whole it is stays in the output
+        n_missing = len(every) - len(samples)
+        metrics |= counts(every, matched) | {"answered_only": True, "n_missing": n_missing}
     if options.judge_endpoint:
         metrics["judge"] = judge(options, matched, samples, scored)
     metrics["data_problems"] = {"count": len(problems), "first": problems[:20]}
     write_files(options, matched, samples, scored)
-    for name in ("missing", "duplicates", "errors"):
-        if metrics[name]:
-            print(f"note: {metrics[name]} {name}; see counts in the output", file=sys.stderr)
+    for note in notes(options, metrics, matched, samples):
+        print(f"note: {note}", file=sys.stderr)
     print(json.dumps(metrics, ensure_ascii=False))
+
+
+def answered(samples: list[Sample], matched: Matched) -> list[Sample]:
+    """The questions with a record, an error too. Raises UserError without any."""
+    found = [sample for sample in samples if sample.sample_id in matched.records]
+    if not found:
+        raise UserError("--answered_only: no question of these annotations is answered")
+    return found
+
+
+def notes(
+    options: ScoreOptions, metrics: Metrics, matched: Matched, samples: list[Sample]
+) -> Iterator[str]:
+    """What a reader of the figure should know, for stderr."""
+    for name in ("missing", "duplicates", "errors"):
+        if not metrics[name]:
+            continue
+        what = "; see counts in the output"
+        if name == "missing":
+            what = " count as wrong (--answered_only leaves them out)"
+            if options.answered_only:
+                what = f" are left out, {len(samples)} answered questions are scored"
+        yield f"{metrics[name]} {name}{what}"
+    if options.task == "pope":  # its splits share their numbers
+        prompts = {key: record.get("prompt") for key, record in matched.records.items()}
+        foreign = [s for s in samples if s.question not in (prompts.get(s.sample_id) or s.question)]
+        if foreign:
+            yield (
+                f"{len(foreign)} prompts of the answers do not hold the question that they are "
+                "scored as: are they answers to another split (--split)?"
+            )
 
 
 def load_samples(options: ScoreOptions) -> tuple[list[Sample], list[str]]:

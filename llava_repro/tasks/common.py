@@ -68,11 +68,23 @@ def m4c_normalise(text: str) -> str:
     return normalise_answer(words)
 
 
+def official_id(sample_id: str) -> int | str:
+    """An id as the official files have it: a number where it is one."""
+    return int(sample_id) if sample_id.isdecimal() else sample_id
+
+
 def answer_of(record: Record | None) -> str | None:
     """The text to be scored; None for a missing answer and for an error."""
     if record is None or record.get("status", "ok") != "ok":
         return None
     return record["answer"]
+
+
+def with_answers(
+    records: Mapping[str, Record], samples: Iterable[Sample]
+) -> list[tuple[Sample, str]]:
+    """Each sample with what is submitted for it: its answer, "" where there is none."""
+    return [(sample, answer_of(records.get(sample.sample_id)) or "") for sample in samples]
 
 
 def usable(samples: list[Sample], problems: list[str], n_rows: int, path: Path) -> QuestionSet:

@@ -33,6 +33,7 @@ from llava_repro.tasks.common import (
     scored_row,
     tables,
     usable,
+    with_answers,
 )
 from shared.options import UserError, read_json
 from shared.vqav2 import QuestionSet
@@ -172,11 +173,8 @@ def distribution(samples: Sequence[Sample], scored: Scored) -> float | None:
 def submission(records: Mapping[str, Record], samples: Sequence[Sample]) -> list[dict[str, str]]:
     """{split}_predictions.json: every question, "" where there is no answer."""
     return [
-        {
-            "questionId": s.sample_id,
-            "prediction": convert(answer_of(records.get(s.sample_id)) or ""),
-        }
-        for s in samples
+        {"questionId": sample.sample_id, "prediction": convert(answer)}
+        for sample, answer in with_answers(records, samples)
     ]
 
 

@@ -17,6 +17,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,12 @@ from llava_repro.tasks.common import (
     in_percent,
     mean,
     need_file,
+    official_id,
     picture_folder,
     proportion,
     scored_row,
     usable,
+    with_answers,
 )
 from shared.options import UserError
 from shared.significance import score_interval
@@ -91,8 +94,6 @@ def load(path: Path, split: str, prompt: str) -> QuestionSet:
 
 
 def _with_pictures(path: Path, samples: Sequence[Sample]) -> list[Sample]:
-    from dataclasses import replace
-
     root = path.parent if path.is_file() else path
     shared_pictures = [root.parent / name / "val2014" for name in ("vqav2", "coco2014")]
     folders = [root / "val2014", root / "images", root, *shared_pictures]
@@ -230,11 +231,21 @@ def renumber(
     return renumbered
 
 
+def by_split(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """Split -> its questions with the ids of its own file: `random/17` is 17 among the random."""
+    splits: dict[str, list[Sample]] = {}
+    for sample in samples:
+        name = sample.question_type or ""
+        own = official_id(sample.sample_id.removeprefix(f"{name}/"))
+        splits.setdefault(name, []).append(replace(sample, llava_id=own))
+    return dict(sorted(splits.items()))
+
+
 def submission(records: Mapping[str, Record], samples: Sequence[Sample]) -> list[dict[str, str]]:
     """Lines for POPE's own evaluate.py: {"question", "answer"} in the order of the questions."""
     return [
-        {"question": s.question, "answer": answer_of(records.get(s.sample_id)) or ""}
-        for s in samples
+        {"question": sample.question, "answer": answer}
+        for sample, answer in with_answers(records, samples)
     ]
 
 

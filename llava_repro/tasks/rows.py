@@ -31,6 +31,7 @@ from llava_repro.tasks.common import (
     scored_row,
     tables,
     usable,
+    with_answers,
 )
 from shared.conversation_files import (
     IMAGE_TAG,
@@ -156,8 +157,8 @@ def score(records: Mapping[str, Record], samples: Sequence[Sample]) -> tuple[Sco
 def submission(records: Mapping[str, Record], samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """Lines {"question_id", "answer"}: no server asks for them."""
     return [
-        {"question_id": s.llava_id, "answer": answer_of(records.get(s.sample_id)) or ""}
-        for s in samples
+        {"question_id": sample.llava_id, "answer": answer}
+        for sample, answer in with_answers(records, samples)
     ]
 
 

@@ -34,9 +34,11 @@ from llava_repro.tasks.common import (
     m4c_normalise,
     mean,
     need_file,
+    official_id,
     picture_folder,
     scored_row,
     usable,
+    with_answers,
 )
 from shared.options import UserError, read_json
 from shared.vqav2 import N_ANNOTATORS, QuestionSet
@@ -205,11 +207,8 @@ def score(records: Mapping[str, Record], samples: Sequence[Sample]) -> tuple[Sco
 def submission(records: Mapping[str, Record], samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """What the evaluation server takes: every question's id with the answer as it was given."""
     return [
-        {
-            "question_id": int(s.sample_id) if s.sample_id.isdecimal() else s.sample_id,
-            "answer": answer_of(records.get(s.sample_id)) or "",
-        }
-        for s in samples
+        {"question_id": official_id(sample.sample_id), "answer": answer}
+        for sample, answer in with_answers(records, samples)
     ]
 
 

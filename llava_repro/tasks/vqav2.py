@@ -26,8 +26,10 @@ from llava_repro.tasks.common import (
     headline,
     m4c_normalise,
     mean,
+    official_id,
     scored_row,
     tables,
+    with_answers,
 )
 from shared.options import UserError
 from shared.vqa_score import PROTOCOLS, vqa_accuracies
@@ -54,7 +56,7 @@ def as_sample(question: Any, prompt: str) -> Sample:
     return Sample(
         **vars(question),
         prompt=ask_short(question.question, prompt),
-        llava_id=int(question.sample_id) if question.sample_id.isdecimal() else question.sample_id,
+        llava_id=official_id(question.sample_id),
         groups={table: row for table, row in groups.items() if row},
     )
 
@@ -98,11 +100,8 @@ def submission(records: Mapping[str, Record], samples: Sequence[Sample]) -> list
     """The server's file: every question, "" where there is no answer (`shared.vqa_score
     --validate` tells whether they are all that the server wants)."""
     return [
-        {
-            "question_id": s.llava_id,
-            "answer": m4c_normalise(answer_of(records.get(s.sample_id)) or ""),
-        }
-        for s in samples
+        {"question_id": sample.llava_id, "answer": m4c_normalise(answer)}
+        for sample, answer in with_answers(records, samples)
     ]
 
 

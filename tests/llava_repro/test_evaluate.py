@@ -228,7 +228,7 @@ def test_every_task_writes_its_files_and_the_figures_of_score_py(
     splits = ("random", "popular", "adversarial") if task == "pope" else ("",)
     assert {path.name for path in run.iterdir()} == ALWAYS | (
         {own.format(split) for split in splits} if own else set()
-    )
+    ) | {f"answers_{split}.jsonl" for split in splits if split}
     samples = load_task(task, Path(source_flags(benchmarks, task)[1]),
                         "all" if task == "pope" else None).questions  # fmt: skip
     assert Counter(r["sample_id"] for r in records(run)) == Counter(s.sample_id for s in samples)
@@ -303,6 +303,33 @@ def test_pope_is_told_per_split_with_the_yes_ratio_of_the_answers(
     said = capsys.readouterr().out
     assert "popular: accuracy 1, precision 1, recall 1, f1 1, yes_ratio 0.5" in said
     assert "blind (commonest answer per question type of these questions themselves" in said
+
+
+def test_pope_answers_of_each_split_have_the_numbers_of_its_file(
+    evaluate, plausible_answers, benchmarks, tmp_path, capsys
+):
+    """As LLaVA's eval_pope.py takes them: an answers file is its --question-file too, `category`
+    tells the split, and answers and labels are paired by their order."""
+    run = evaluate(tmp_path / "run", "pope")
+    figures = read(run / "metrics.json")["official"]["splits"]
+    for split in ("random", "popular", "adversarial"):
+        labels = [
+            json.loads(line)
+            for line in (benchmarks / "pope" / f"coco_pope_{split}.json").read_text().splitlines()
+        ]
+        for name in ("answers.jsonl", f"answers_{split}.jsonl"):
+            rows = [json.loads(line) for line in (run / name).read_text().splitlines()]
+            questions = {row["question_id"]: row for row in rows}
+            own = [r for r in rows if questions[r["question_id"]]["category"] == split]
+            said = ["no" if "No" in row["text"] else "yes" for row in own]
+            right = [a == row["label"] for a, row in zip(said, labels, strict=True)]
+            assert sum(right) / len(right) == figures[split]["accuracy"]
+        assert [row["question_id"] for row in rows] == [row["question_id"] for row in labels]
+        again = score_py(
+            capsys, task="pope", answers=str(run / f"answers_{split}.jsonl"),
+            annotations=str(benchmarks / "pope"), split=split,
+        )  # fmt: skip
+        assert {key: again[key] for key in figures[split]} == figures[split]
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ def test_llava_answers_are_written_as_llavas_scripts_read_them(tmp_path):
         "answer_id": "1",
         "model_id": "our-model",
         "metadata": {},
+        "category": "random",
     }
     metrics = scored(read_llava(path), POPE)
     assert (metrics["confusion"]["TP"], metrics["confusion"]["TN"], metrics["missing"]) == (1, 1, 1)
@@ -260,6 +261,19 @@ def test_lmms_eval_samples_by_position(tmp_path):
         read_lmms_eval(write_lines(tmp_path / "s.jsonl", rows), POPE)
     with pytest.raises(UserError, match="line 1: filtered_resps is"):
         read_lmms_eval(write_lines(tmp_path / "s.jsonl", [lmms_row(0, ["a", "b"])]), POPE)
+
+
+def test_lmms_eval_scienceqa_counts_the_questions_with_a_picture(tmp_path):
+    """Its prompts never hold <image>; our annotations know which questions have a picture."""
+    samples = [choice_sample("4", None), choice_sample("5", Path("5/image.png"))]
+    rows = [
+        {"doc_id": i, "target": "B", "filtered_resps": said, "input": "Context: N/A\nWhich?"}
+        for i, said in enumerate(["A", "B"])
+    ]
+    found = read_lmms_eval(write_lines(tmp_path / "s.jsonl", rows), samples)
+    metrics = scored(found, samples, "scienceqa")
+    assert (metrics["accuracy"], metrics["image_accuracy"], metrics["n_image"]) == (50, 100, 1)
+    assert not metrics["reasons"]
 
 
 def test_unknown_format_is_named(tmp_path):

@@ -34,7 +34,10 @@ def pope(tmp_path) -> tuple[Path, Path]:
         {"question_id": i, "image": f"{i // 2}.jpg", "text": f"Is there a {i}?", "label": label}
         for i, label in enumerate(LABELS)
     ]
-    said = [{"question_id": i, "prompt": "Is?", "text": text} for i, text in enumerate(SAID)]
+    said = [
+        {"question_id": i, "prompt": f"Is there a {i}?\nAnswer.", "text": text}
+        for i, text in enumerate(SAID)
+    ]
     return (
         write_lines(tmp_path / "answers.jsonl", said),
         write_lines(tmp_path / "coco_pope_random.json", labels),
@@ -162,6 +165,45 @@ def test_pope_answers_of_all_splits_name_the_flag(pope, tmp_path):
     with pytest.raises(UserError, match="--split all"):
         main(options)
     main(replace(options, split="all"))
+
+
+def test_answered_only_scores_a_sample_and_states_what_is_missing(pope, capsys, tmp_path):
+    """The answers of a run with --limit: three of four questions, one of them an error."""
+    answers, annotations = pope
+    rows = [json.loads(line) for line in answers.read_text().splitlines()][:3]
+    flags = ["--task", "pope", "--annotations", annotations]
+    sample = write_lines(tmp_path / "sample.jsonl", rows[:2])
+    whole = score(capsys, *flags, "--answers", sample)
+    assert (whole["n"], whole["accuracy"], whole["missing"]) == (4, 0.5, 2)
+    assert "n_missing" not in whole
+    main(parse_options(ScoreOptions, description="", argv=[
+        *map(str, flags), "--answers", str(sample), "--answered_only"]))  # fmt: skip
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert (found["n"], found["n_missing"], found["accuracy"]) == (2, 2, 1.0)
+    assert (found["answered_only"], found["missing"], found["answered"]) == (True, 2, 2)
+    assert found["named"]["missing"] == ["2", "3"]
+    assert "2 missing are left out, 2 answered questions are scored" in said.err
+    # an error is an answer that went wrong: it stays in, and is wrong
+    records = [{"sample_id": str(r["question_id"]), "answer": r["text"], "status": "ok"}
+               for r in rows[:2]]  # fmt: skip
+    records.append({"sample_id": "2", "answer": None, "status": "error"})
+    found = score(
+        capsys, *flags, "--answers", write_lines(tmp_path / "records.jsonl", records),
+        "--answers_format", "records", "--answered_only",
+    )  # fmt: skip
+    assert (found["n"], found["n_missing"], found["errors"]) == (3, 1, 1)
+    assert found["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_pope_answers_to_another_split_are_noted(pope, capsys, tmp_path):
+    """The three splits share their numbers, so that only the prompts tell."""
+    answers, annotations = pope
+    rows = [json.loads(line) for line in annotations.read_text().splitlines()]
+    other = [{**row, "text": "Is there a dog?"} for row in rows]
+    file = write_lines(tmp_path / "coco_pope_popular.json", other)
+    main(ScoreOptions(task="pope", answers=str(answers), annotations=str(file)))
+    assert "4 prompts of the answers do not hold the question" in capsys.readouterr().err
 
 
 def test_pope_in_llavas_numbering(tmp_path, pope, capsys):
