@@ -3,19 +3,21 @@
 # and one page over them.
 # No download. Run it again and it goes on where it stopped.
 #
-#   bash llava_repro/pipeline_toy.sh              (PYTHON=.venv/bin/python to name the interpreter)
+#   bash llava_repro/pipeline_toy.sh
+#   PYTHON=python3.12 RUNS=/tmp/try bash llava_repro/pipeline_toy.sh     another interpreter, folder
 #
-# Writes outputs/llava_repro/{toy_pretrain,toy_finetune} and below outputs/llava_repro/toy_pipeline.
+# Writes $RUNS/{toy_pretrain,toy_finetune,toy_pipeline}; RUNS is outputs/llava_repro.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ -z "${PYTHON:-}" ]; then
   if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
 fi
-RUNS=outputs/llava_repro
+RUNS=${RUNS:-outputs/llava_repro}
 OUT=$RUNS/toy_pipeline
 
-"$PYTHON" llava_repro/train.py --toy --stage pretrain
-"$PYTHON" llava_repro/train.py --toy --stage finetune
+"$PYTHON" llava_repro/train.py --toy --stage pretrain --output_dir "$RUNS/toy_pretrain"
+"$PYTHON" llava_repro/train.py --toy --stage finetune --projector "$RUNS/toy_pretrain" \
+  --output_dir "$RUNS/toy_finetune"
 
 for task in vqav2 gqa textvqa scienceqa pope; do
   for stage in pretrain finetune; do
