@@ -32,12 +32,12 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from llava_repro.asking import Decoding, ImageHandling
+from llava_repro.asking import Decoding
 from llava_repro.model import Llava, n_image_tokens
 from shared.answering import Answer
 from shared.chat_templates import special_tokens
 from shared.conversations import answer_end, check_tokenizer, pad_id, prompt_ids
-from shared.images import pad_to_square
+from shared.images import ImageHandling, squared, trained_aspect_ratio
 from shared.loading import (
     check_adapter_folder,
     pick_device,
@@ -136,7 +136,6 @@ def load_whole(
 ) -> tuple[Llava, Any, Any]:
     """A whole LLaVA folder: model, tokenizer, image processor. Raises UserError."""
     from llava_repro.assembling import load_image_processor, load_tokenizer, prepare_tokenizer
-    from llava_repro.settings import trained_aspect_ratio
 
     tokenizer = load_tokenizer(folder)
     for line in prepare_tokenizer(tokenizer):
@@ -251,20 +250,13 @@ class LlavaAnswerer:
 
     def prepare(self, image: Image, handling: ImageHandling) -> Image:
         """The picture as `handling` says; what is left to do is the image processor's."""
-        if handling == "model":
-            trained_on = getattr(self.model.config, "image_aspect_ratio", None)
-            if trained_on != "pad":
-                return image
-            handling = "pad"
-        if handling == "pad":
-            red, green, blue = (int(255 * value) for value in self.image_processor.image_mean)
-            return pad_to_square(image, (red, green, blue))
-        if handling == "crop":
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            return image.crop((left, top, left + side, top + side))
-        side = self.model.config.vision_config.image_size
-        return image.resize((side, side))
+        return squared(
+            image,
+            handling,
+            trained_on=getattr(self.model.config, "image_aspect_ratio", None),
+            mean=self.image_processor.image_mean,
+            side=self.model.config.vision_config.image_size,
+        )
 
     # Many answers
 

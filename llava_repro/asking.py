@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from llava_repro.settings import TOY_LLAVA
 from shared.conversations import IMAGE_TAG, escape_tags
+from shared.images import ImageHandling
 from shared.options import ModelOptions, UserError, manifest_value
 
 if TYPE_CHECKING:
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
 TOY_DEFAULTS = {"model": str(TOY_LLAVA)}
-
-# model: as its config.json or adapter says it was trained; pad: a mean-coloured square around the
-# picture (LLaVA v1.5); crop: the middle square; resize: squeezed to a square.
-ImageHandling = Literal["model", "pad", "crop", "resize"]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from llava_repro.asking import Decoding, ImageHandling, human_text
+from llava_repro.asking import Decoding, human_text
 from shared.options import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from llava_repro.answering import LlavaAnswerer, Turn
     from shared.answering import Answer
+    from shared.images import ImageHandling
 
 LEAST_ANSWER = 16  # tokens; with less room than that a question is refused
 

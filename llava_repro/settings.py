@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from shared.images import trained_aspect_ratio
 from shared.options import DATA_ROOT, OUTPUTS, REPO_ROOT, MissingError, ToyOptions, UserError
 
 EXPERIMENT = "llava_repro"
@@ -21,13 +22,6 @@ ARCHITECTURES = Path(__file__).with_name("architectures.json")
 TRAIN_TYPES = {
     "pretrain": ("freeze_vision_and_llm",),
     "finetune": ("freeze_vision", "lora", "qlora", "full"),
-}
-
-# In the Hub layout their config.json is silent; the original's (liuhaotian/llava-v1.5-7b and -13b)
-# has `"image_aspect_ratio": "pad"`.
-PUBLISHED_ASPECT_RATIOS = {
-    "llava-hf/llava-1.5-7b-hf": "pad",
-    "llava-hf/llava-1.5-13b-hf": "pad",
 }
 
 # LLaVA's scripts: AdamW without decay, 3 % warm-up, cosine. Rates and batches are in configs/.
@@ -104,20 +98,6 @@ def known_architecture(name: str) -> dict[str, Any] | None:
     """Numbers of a published model's config.json, for plans where the model is not on disk."""
     entry = json.loads(ARCHITECTURES.read_text(encoding="utf-8")).get(name)
     return None if entry is None else entry["config"]
-
-
-def trained_aspect_ratio(folder: Path) -> str | None:
-    """ "pad" or "square" as a LLaVA was trained: its config.json's word, else what is published of
-    the model that its path names (data/models/NAME, or the Hub's cache); None where neither says.
-    """
-    said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if said.get("image_aspect_ratio"):
-        return said["image_aspect_ratio"]
-    for name, ratio in PUBLISHED_ASPECT_RATIOS.items():
-        owner, _, model = name.partition("/")
-        if folder.parts[-2:] == (owner, model) or f"models--{owner}--{model}" in folder.parts:
-            return ratio
-    return None
 
 
 def is_padded(model: str | None) -> bool:

@@ -7,10 +7,11 @@ many files before training starts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from shared.options import UserError
+from shared.options import UserError, read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,6 +20,16 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 MAX_PIXELS = (
     178_956_970  # Pillow's own limit for a decompression bomb, made an error instead of a warning
 )
+
+# model: as its config.json or adapter says it was trained; pad: a mean-coloured square around the
+# picture (LLaVA v1.5); crop: the middle square; resize: squeezed to a square.
+ImageHandling = Literal["model", "pad", "crop", "resize"]
+# In the Hub layout their config.json is silent; the original's (liuhaotian/llava-v1.5-7b and -13b)
+# has `"image_aspect_ratio": "pad"`.
+PUBLISHED_ASPECT_RATIOS = {
+    "llava-hf/llava-1.5-7b-hf": "pad",
+    "llava-hf/llava-1.5-13b-hf": "pad",
+}
 
 
 class ImageError(UserError):
@@ -70,6 +81,47 @@ def pad_to_square(image: Image, color: tuple[int, int, int]) -> Image:
     square = Image.new("RGB", (side, side), color)
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
+
+
+def trained_aspect_ratio(folder: Path) -> str | None:
+    """ "pad" or "square" as a LLaVA was trained: its config.json's word, else what is published of
+    the model that its path names (data/models/NAME, or the Hub's cache); None where neither says.
+    """
+    said = read_json(folder / "config.json").get("image_aspect_ratio")
+    if said:
+        return said
+    for name, ratio in PUBLISHED_ASPECT_RATIOS.items():
+        owner, _, model = name.partition("/")
+        if folder.parts[-2:] == (owner, model) or f"models--{owner}--{model}" in folder.parts:
+            return ratio
+    return None
+
+
+def squared(
+    image: Image,
+    handling: ImageHandling,
+    *,
+    trained_on: str | None,
+    mean: Sequence[float],
+    side: int,
+) -> Image:
+    """The picture as `handling` says; what is left to do is the image processor's.
+
+    `trained_on` is the model's aspect ratio ("pad", "square", None), `mean` its processor's mean
+    colour (0 to 1), `side` its input's pixels.
+    """
+    if handling == "model":
+        if trained_on != "pad":
+            return image
+        handling = "pad"
+    if handling == "pad":
+        red, green, blue = (int(255 * value) for value in mean)
+        return pad_to_square(image, (red, green, blue))
+    if handling == "crop":
+        shorter = min(image.size)
+        left, top = (image.width - shorter) // 2, (image.height - shorter) // 2
+        return image.crop((left, top, left + shorter, top + shorter))
+    return image.resize((side, side))
 
 
 def header_size(path: Path | str) -> tuple[int, int]:
