@@ -15,7 +15,8 @@ from pathlib import Path
 
 from shared.options import DATA_ROOT, UserError
 
-SETS = ("vqav2", "llava", "pope", "scienceqa", "gqa", "textvqa")
+SETS = ("vqav2", "llava", "pope", "scienceqa", "gqa", "textvqa", "coco")
+FOLDERS = {"coco": "coco2017"}  # below data/toy, where it is not the set's name
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"Wrote baseline_images/ and data/tiny/ under {options.committed_samples}")
             return 0
         for name in names:
-            root = draw_set(name, options.root or DATA_ROOT / "toy" / name, options.redraw)
+            root = options.root or DATA_ROOT / "toy" / FOLDERS.get(name, name)
+            draw_set(name, root, options.redraw)
             print(f"{root}: {json.dumps(read_manifest(root), ensure_ascii=False)}")
             if name == "vqav2":
                 print_blind_baseline(root)
@@ -69,6 +71,7 @@ def draw_set(name: str, root: Path, redraw: bool = False) -> Path:
     """One of SETS at `root`, drawn where it is missing or stale."""
     from shared.toy_world import benchmarks
     from shared.toy_world.build import ensure_vqav2
+    from shared.toy_world.coco import ensure_coco
     from shared.toy_world.conversations import ensure_llava
 
     ensure = {
@@ -78,6 +81,7 @@ def draw_set(name: str, root: Path, redraw: bool = False) -> Path:
         "scienceqa": benchmarks.ensure_scienceqa,
         "gqa": benchmarks.ensure_gqa,
         "textvqa": benchmarks.ensure_textvqa,
+        "coco": ensure_coco,
     }[name]
     return ensure(root, redraw=redraw)
 
