@@ -1,4 +1,4 @@
-"""Charts as PNG bytes: accuracy bars with intervals, outcomes, calibration, training curves.
+"""Charts as PNG bytes: bars with intervals, outcomes, calibration, curves, histogram, heat map.
 
 Drawn by matplotlib's Agg canvas without pyplot, so nothing global is touched and no display is
 needed. Chinese labels need a font that has them: `chart_language` says which language the labels
@@ -36,6 +36,10 @@ SERIES = (BASE, TUNED, "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 WIN, TIE, LOSS = "#009e73", "#cfd5dd", "#d55e00"
 INK, GRID = "#2b323c", "#dfe3e9"
 ROOM_FOR_COUNT = 6  # percent of a bar that a count fits into
+DASHES = ("-", "--", "-.", ":")  # with the colours, so that no curve is told by colour alone
+MARKERS = ("o", "s", "^", "D", "v", "P")
+HISTOGRAM_BINS = 20
+MOST_CELLS = 24  # columns of a heat map whose cells hold their count
 
 
 @lru_cache(1)
@@ -248,6 +252,151 @@ def risk_coverage_chart(
         axes.set_ylabel(y_label)
         axes.grid(color=GRID)
         _legend_above(axes, 2)
+        return _png(figure)
+
+
+def curves_chart(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    x_label: str,
+    y_label: str,
+    steps: bool = False,
+    points: Mapping[str, tuple[float, float]] | None = None,
+    reference: tuple[str, Sequence[float], Sequence[float]] | None = None,
+    y_from: float = 0.0,
+) -> bytes:
+    """Curves inside the unit square, each (x, y) by ascending x, in a colour and dash of its own.
+
+    `steps`: between two points the curve has the y of the right one, as average precision takes it.
+    `points` marks an operating point on the curve of that name; `reference` is a line to hold the
+    curves against: its label, x and y. `y_from` is where the y axis starts.
+    """
+    with _figure(3.7 + 0.17 * ((len(series) + 1) // 2)) as (figure, axes):
+        if reference:
+            label, x, y = reference
+            axes.plot(x, y, color="#9aa5b4", lw=1.0, ls=(0, (1, 2)), label=drawable(label, 40))
+        for i, (name, (x, y)) in enumerate(series.items()):
+            color = SERIES[(i + 1) % len(SERIES)]
+            dash = DASHES[i % len(DASHES)]
+            style = "steps-pre" if steps else "default"
+            # a curve of one point has no length, and must not vanish
+            lone = {"marker": ".", "ms": 7} if len(x) == 1 else {}
+            axes.plot(x, y, color=color, ls=dash, lw=1.7, drawstyle=style,
+                      label=drawable(name, 32), **lone)  # fmt: skip
+            if points and name in points:
+                axes.plot(*points[name], color=color, marker=MARKERS[i % len(MARKERS)], ms=7,
+                          mec=INK, mew=0.8, ls="none", zorder=5)  # fmt: skip
+        axes.set_xlim(-0.015, 1.015)
+        margin = 0.015 * (1 - y_from)
+        axes.set_ylim(y_from - margin, 1 + margin)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid(color=GRID)
+        axes.set_axisbelow(True)
+        _legend_above(axes, 2)
+        return _png(figure)
+
+
+def mirrored_histogram(
+    above: tuple[str, Sequence[float]],
+    below: tuple[str, Sequence[float]],
+    *,
+    x_label: str,
+    y_label: str,
+    mark: tuple[str, float] | None = None,
+) -> bytes:
+    """Two groups' values over one axis, the first upwards, the second downwards and hatched.
+
+    Bars are shares of their own group, so that groups of different sizes compare. Infinite values
+    have a bar of their own at the ends. `mark` is a labelled vertical line; an infinite one is left
+    out.
+    """
+    import numpy as np
+    from matplotlib.ticker import MaxNLocator
+
+    everything = np.array([*above[1], *below[1]], dtype=float)
+    finite = everything[np.isfinite(everything)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    if high - low <= 1e-12 * max(1.0, abs(low)):
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
+    width = edges[1] - edges[0]
+    ends = {-np.inf: low - 2 * width, np.inf: high + 2 * width}
+    with _figure(3.4) as (figure, axes):
+        tallest = 0.0
+        for (label, values), sign, color, hatch in (
+            (above, 1, TUNED, None),
+            (below, -1, "#e69f00", "////"),
+        ):
+            numbers = np.array(values, dtype=float)
+            n = max(1, len(numbers))
+            counts = np.histogram(numbers[np.isfinite(numbers)], edges)[0]
+            shares = [*counts / n, *(float((numbers == end).sum()) / n for end in ends)]
+            places = [*(edges[:-1] + width / 2), *ends.values()]
+            axes.bar(
+                places, [sign * share for share in shares], width * 0.94, color=color, hatch=hatch,
+                edgecolor="white", lw=0.3, label=f"{drawable(label, 24)} (n {len(numbers):,})",
+            )  # fmt: skip
+            tallest = max(tallest, *shares)
+        axes.axhline(0, color=INK, lw=0.8)
+        if mark and math.isfinite(mark[1]):
+            axes.axvline(mark[1], color=LOSS, lw=1.5, ls="--", label=drawable(mark[0], 32))
+        ticks = {value: f"{value:g}" for value in MaxNLocator(6).tick_values(low, high)
+                 if low - width / 2 <= value <= high + width / 2}  # fmt: skip
+        ticks |= {place: "−∞" if end < 0 else "∞"
+                  for end, place in ends.items() if (everything == end).any()}  # fmt: skip
+        axes.set_xticks(list(ticks), [label.replace("-", "−") for label in ticks.values()])
+        top = max(tallest * 1.08, 0.05)
+        axes.set_ylim(-top, top)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{abs(100 * value):.0f}")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid(axis="y", color=GRID)
+        axes.set_axisbelow(True)
+        _legend_above(axes, 2)
+        return _png(figure)
+
+
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    counts: Sequence[Sequence[int]],
+    *,
+    x_label: str,
+    y_label: str,
+    rules: Sequence[int] = (),
+) -> bytes:
+    """Counts as cells, darker the larger their share of the row; zeros stay empty.
+
+    A line is drawn before each of the rows in `rules`. Cells hold their count where there are few
+    enough of them to be read.
+    """
+    import numpy as np
+
+    table = np.array(counts, dtype=float).reshape(len(rows), len(columns))
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    width = max(WIDTH, min(1.6 + 0.36 * len(columns), 9.0))
+    height = min(1.5 + 0.26 * len(rows), 12.0)
+    small = len(columns) > MOST_CELLS
+    with _figure(height, width=width) as (figure, axes):
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        if not small:
+            for i, j in zip(*np.nonzero(table), strict=True):
+                ink = "white" if shares[i, j] > 0.55 else INK
+                axes.text(j, i, f"{table[i, j]:.0f}", color=ink, ha="center", va="center",
+                          fontsize=8)  # fmt: skip
+        size = 5.5 if small else 8.5
+        axes.set_xticks(range(len(columns)), [drawable(name, 20) for name in columns],
+                        rotation=60, ha="right", rotation_mode="anchor", fontsize=size)  # fmt: skip
+        axes.set_yticks(range(len(rows)), [drawable(name, 24) for name in rows], fontsize=size)
+        for row in rules:
+            axes.axhline(row - 0.5, color=INK, lw=1.0)
+        axes.set_xticks(np.arange(-0.5, len(columns)), minor=True)
+        axes.set_yticks(np.arange(-0.5, len(rows)), minor=True)
+        axes.grid(which="minor", color=GRID, lw=0.6)
+        axes.tick_params(which="both", length=0)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
         return _png(figure)
 
 

@@ -153,3 +153,65 @@ def test_each_row_has_its_own_reference_mark() -> None:
     assert upper
     assert lower
     assert max(upper) < min(lower)
+
+
+def test_curves_differ_in_colour_and_dash_and_end_where_told(drawn: list[Any]) -> None:
+    names = [f"score {i}" for i in range(12)]
+    charts.curves_chart(
+        {name: ([0.0, 0.5, 1.0], [0.0, 0.8, 1.0]) for name in names},
+        x_label="x", y_label="y", points={"score 1": (0.5, 0.8), "no such curve": (0.1, 0.1)},
+        reference=("chance", [0, 1], [0, 1]),
+    )  # fmt: skip
+    (axes,) = drawn[0].axes
+    curves = [line for line in axes.lines if line.get_label() in names]
+    assert len({(line.get_color(), line.get_linestyle()) for line in curves}) == len(names)
+    assert list(curves[0].get_ydata()) == [0.0, 0.8, 1.0]
+    (point,) = [line for line in axes.lines if line.get_marker() == charts.MARKERS[1]]
+    assert (list(point.get_xdata()), list(point.get_ydata())) == ([0.5], [0.8])
+    assert "chance" in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_a_stepped_curve_has_the_right_point_s_height_between_two(drawn: list[Any]) -> None:
+    """Average precision is the area under these steps; a line between the points has more."""
+    charts.curves_chart({"a": ([0.0, 1.0], [1.0, 0.5])}, x_label="x", y_label="y", steps=True)
+    (curve,) = [line for line in drawn[0].axes[0].lines if line.get_label() == "a"]
+    assert curve.get_drawstyle() == "steps-pre"
+
+
+def test_bars_of_a_mirrored_histogram_are_shares_of_their_group(drawn: list[Any]) -> None:
+    charts.mirrored_histogram(
+        ("known", [0.0, 1.0, 1.0, 1.0]), ("unknown", [0.0, float("-inf")]),
+        x_label="x", y_label="y", mark=("threshold", 0.5),
+    )  # fmt: skip
+    (axes,) = drawn[0].axes
+    above, below = axes.containers
+    heights = [[bar.get_height() for bar in group if bar.get_height()] for group in (above, below)]
+    assert heights == [[0.25, 0.75], [-0.5, -0.5]]
+    assert all(bar.get_hatch() for bar in below)
+    assert "−∞" in [label.get_text() for label in axes.get_xticklabels()]
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert {"known (n 4)", "unknown (n 2)", "threshold"} == set(legend)
+
+
+@pytest.mark.usefixtures("missing_glyphs_are_errors")
+@pytest.mark.parametrize("values", [[], [0.5], [0.5] * 3, [float("inf")], [-1e300, 1e300]])
+def test_any_values_make_a_histogram(values: list[float]) -> None:
+    content = charts.mirrored_histogram(
+        (HOSTILE[0], values), (HOSTILE[1], []), x_label="x", y_label="y",
+        mark=(HOSTILE[2], float("inf")),
+    )  # fmt: skip
+    assert Image.open(io.BytesIO(content)).format == "PNG"
+
+
+def test_cells_of_a_heat_map_hold_their_counts(drawn: list[Any]) -> None:
+    charts.heat_map(
+        HOSTILE[:2], ["a", "b", "unknown"], [[3, 0, 1], [0, 0, 0]],
+        x_label="predicted", y_label="true", rules=[1],
+    )  # fmt: skip
+    (axes,) = drawn[0].axes
+    assert {(t.get_position(), t.get_text()) for t in axes.texts} == {((0, 0), "3"), ((2, 0), "1")}
+    assert axes.images[0].get_array().tolist() == [[0.75, 0, 0.25], [0, 0, 0]]
+    many = [f"class {i}" for i in range(80)]
+    charts.heat_map(many, many, np.eye(80, dtype=int).tolist(), x_label="x", y_label="y")
+    assert len(drawn[1].axes[0].texts) == 0  # no room to read them
+    assert len(drawn[1].axes[0].get_xticklabels()) == 80
