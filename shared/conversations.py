@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IMAGE_TAG", "Template", "answer_end", "chat_template", "check_tokenizer", "encode",
-    "escape_tags", "fit", "open_conversations", "pad_id", "place_images", "prompt_ids",
+    "escape_tags", "fit", "ids_after", "open_conversations", "pad_id", "place_images", "prompt_ids",
     "row_images", "row_turns", "segments_of",
 ]  # fmt: skip
 
@@ -259,7 +259,7 @@ def _token_runs(
         runs.append(([tokenizer.bos_token_id], False))
     before = ""
     for piece, learned in segments:
-        ids = _ids_after(tokenizer, piece, before)
+        ids = ids_after(tokenizer, piece, before)
         runs.append(
             ([i for t in ids for i in ([t] * n_image_tokens if t == image_id else [t])], learned)
         )
@@ -271,7 +271,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def _ids_after(tokenizer: PreTrainedTokenizerBase, text: str, before: str) -> list[int]:
+def ids_after(tokenizer: PreTrainedTokenizerBase, text: str, before: str) -> list[int]:
     """Ids of `text` as it stands behind `before` in one string, no token across the border.
 
     SentencePiece-like tokenizers put a blank before a text on its own ("▁Yes"). There the text is
