@@ -51,10 +51,10 @@ IN_THE_IMAGE = 0.3  # of yes/no questions in POPE's wording
 
 # kind of finetune row -> share
 KINDS = {
-    "chat": 0.46,
+    "chat": 0.54,
     "chat_zh": 0.16,
-    "two_pictures": 0.10,
-    "choice": 0.13,
+    "two_pictures": 0.08,
+    "choice": 0.07,
     "words": 0.05,
     "gqa": 0.05,
     "text": 0.05,
@@ -226,19 +226,13 @@ def _name_turn(scene: Scene, language: str, rng: random.Random) -> Turn:
     return rng.choice(("What shape is this?", "What is this?", "What shape is it?")), shape
 
 
-def choice_turns(scene: Scene, rng: random.Random) -> list[Turn]:
-    """Up to four different multiple-choice questions about one picture."""
-    choices = dict.fromkeys(tasks.picture_choice(scene, rng) for _ in range(4))
-    return [(tasks.choice_prompt(c, rng), tasks.LETTERS[c.answer]) for c in choices]
-
-
 def text_turns(scene: Scene, rng: random.Random) -> list[Turn]:
     """Turns that need no picture: translation, multiple choice, counting what is listed."""
     turns: list[Turn] = []
     for _ in range(rng.randint(2, 4)):
         color, shape = rng.choice(list(COLORS)), rng.choice(KNOWN_SHAPES)
         english, chinese_ = f"{color} {shape}", f"{COLORS_ZH[color]}的{SHAPES_ZH[shape]}"
-        kind = rng.choice(("to_zh", "to_en", "choice", "choice", "count"))
+        kind = rng.choice(("to_zh", "to_en", "choice", "count"))
         if kind == "to_zh":
             turns.append((f"Say in Chinese: {english}", chinese_))
         elif kind == "to_en":
@@ -313,7 +307,8 @@ def _finetune_row(
         return image, turns
     scene, image = author.picture()
     if kind == "choice":
-        return image, choice_turns(scene, rng)
+        choices = list(dict.fromkeys(tasks.picture_choice(scene, rng) for _ in range(3)))
+        return image, [(tasks.choice_prompt(c, rng), tasks.LETTERS[c.answer]) for c in choices]
     if kind == "gqa":
         asked = tasks.gqa_questions(scene, rng)
         rng.shuffle(asked)

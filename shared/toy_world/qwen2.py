@@ -12,7 +12,7 @@ they were drawn. Scenes come from a key range of this recipe's own.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,10 +40,9 @@ SOURCES = (
 
 WIDTH = 128
 MAX_POSITIONS = 1024
-TEXTS = 24_000
-STEPS = 4_000
+TEXTS = 16_000
+STEPS = 2_600
 BATCH = 24
-SORTED = 16  # batches drawn at once and sorted by length
 LEARNING_RATE = 2e-3
 WARM_UP = 100
 HELD_OUT_ROWS = 400
@@ -218,16 +217,14 @@ class TextWriter:
         draw = rng.random()
         language = "zh" if rng.random() < 0.25 else "en"
         seen = listing(scene, rng, "zh" if language == "zh" and rng.random() < 0.5 else "en")
-        if draw < 0.12:  # as stage 1 will show captions
+        if draw < 0.15:  # as stage 1 will show captions
             caption = conversations.caption(scene, language, rng)
             return [(f"{seen}\n", False), (f"{caption}\n", True)]
-        if draw < 0.20:
+        if draw < 0.23:
             return chat_pieces(conversations.text_turns(scene, rng))
-        if draw < 0.32:
+        if draw < 0.33:
             return chat_pieces(self._two(scene, rng))
-        if draw < 0.50:
-            return chat_pieces(_about(seen, conversations.choice_turns(scene, rng)))
-        if draw < 0.58:
+        if draw < 0.45:
             return chat_pieces(_about(seen, self._task(scene, rng)))
         asked = [
             conversations.asked_in(question, language, rng)
@@ -243,7 +240,11 @@ class TextWriter:
         return _about(seen, turns or [("How many pictures are there?", "2")])
 
     def _task(self, scene: Scene, rng: random.Random) -> list[Turn]:
-        if rng.random() < 0.5:
+        kind = rng.choice(("choice", "gqa", "word"))
+        if kind == "choice":
+            choice = tasks.picture_choice(scene, rng)
+            return [(tasks.choice_prompt(choice, rng), tasks.LETTERS[choice.answer])]
+        if kind == "word":
             word = rng.choice(tasks.WRITTEN_WORDS)
             prompt = tasks.word_prompt(
                 rng.choice(tasks.WORD_QUESTIONS), tasks.ocr_tokens(word, rng)
@@ -319,26 +320,17 @@ def fit(
     seed: int,
 ) -> None:
     """Trains in place."""
-    batches = batches_of_a_length(texts, random.Random(f"{seed}/qwen2_order"))
+    rng = random.Random(f"{seed}/qwen2_order")
     model.train()
     parameters = list(model.parameters())
     for optimizer in optimising.optimizer_steps(
         parameters, steps, LEARNING_RATE, WARM_UP, "toy Qwen2"
     ):
-        batch = collate(tokenizer, next(batches))
+        batch = collate(tokenizer, rng.choices(texts, k=BATCH))
         weights = answer_weights(batch["labels"])
         loss = (learned_losses(model, **batch) * weights).sum() / weights.sum()
         optimising.update(loss, parameters, optimizer)
     model.eval()
-
-
-def batches_of_a_length(texts: Sequence[Encoded], rng: random.Random) -> Iterator[list[Encoded]]:
-    """Batches of texts that are about equally long, without end: little is spent on padding."""
-    while True:
-        drawn = sorted(rng.choices(texts, k=SORTED * BATCH), key=lambda text: len(text[0]))
-        batches = [drawn[n : n + BATCH] for n in range(0, len(drawn), BATCH)]
-        rng.shuffle(batches)
-        yield from batches
 
 
 def answer_weights(labels: "torch.Tensor") -> "torch.Tensor":
