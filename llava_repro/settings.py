@@ -76,7 +76,6 @@ def toy_defaults(stage: str) -> dict[str, Any]:
         "output_dir": str(RUNS / f"toy_{stage}"),
         "template": "plain" if stage == "pretrain" else None,
         "projector": None if stage == "pretrain" else str(RUNS / "toy_pretrain"),
-        "group_by_length": stage == "finetune",
         "save_model": True,
         "dataloader_num_workers": 1,  # batches are made on the second core
         **TRAINING[stage],

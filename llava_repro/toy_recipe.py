@@ -29,13 +29,14 @@ TRAINING: dict[str, dict[str, Any]] = {
         "save_steps": 50,
     },
     "finetune": {
-        "max_steps": 600,
-        "per_device_train_batch_size": 16,
-        "learning_rate": 1.5e-3,
+        "max_steps": 450,
+        "per_device_train_batch_size": 32,
+        "group_by_length": True,
+        "learning_rate": 2e-3,
         "warmup_steps": 50,
         "validation_samples": 100,
-        "eval_steps": 300,
-        "save_steps": 300,
+        "eval_steps": 225,
+        "save_steps": 225,
     },
 }
 
