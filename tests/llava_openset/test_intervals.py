@@ -33,7 +33,7 @@ def test_figures_of_resamples_equal_the_metrics_of_the_rows_drawn(seed: int) -> 
     """Each row repeated as often as it was drawn, some never: the same 15 figures."""
     scores, labels, predictions = random_rows(seed, 23, 17)
     rows = checked_rows(scores, labels, predictions, 4)
-    counts = np.random.default_rng(seed).integers(0, 4, size=(30, 40))
+    counts = np.random.default_rng(seed).integers(0, 4, size=(12, 40))
     counts[0] = 1
     figures = figures_of_resamples(rows, counts, 0.6, 4)
     assert set(figures) == set(NAMES)
@@ -68,21 +68,30 @@ def test_intervals_hold_the_value_and_the_same_rows_in_any_order_give_the_same()
     assert other["auroc"].low != intervals["auroc"].low
 
 
-def test_intervals_equal_a_plain_bootstrap_of_the_metrics_up_to_its_own_noise() -> None:
-    columns = [np.array(column) for column in random_rows(5, 60, 50)]
+def test_intervals_of_shares_are_the_percentiles_of_their_binomials() -> None:
+    """Drawing n rows with replacement makes a share Binomial(n, share) / n; n stays 60 and 50."""
+    from scipy.stats import binom
+
+    columns = random_rows(5, 60, 50)
+    for name, n in (("closed_set_accuracy", 60), ("unknown_reject_rate", 50)):
+        interval = bootstrap_intervals(*columns, 0.6, 4, [name], n_resamples=8000)[name]
+        limits = binom.ppf([0.025, 0.975], n, interval.mean) / n
+        assert [interval.low, interval.high] == pytest.approx(limits, abs=1e-9)
+
+
+def test_the_interval_of_auroc_is_that_of_a_plain_bootstrap() -> None:
+    """Known and unknown rows drawn by index, pairs counted; both sides have little noise left."""
+    scores, labels, predictions = random_rows(5, 60, 50)
+    known, unknown = np.array(scores[:60]), np.array(scores[60:])
+    wins = (known[:, None] > unknown) + (known[:, None] == unknown) / 2
     rng = np.random.default_rng(0)
-    plain = {name: [] for name in NAMES}
-    for _ in range(200):
-        drawn = np.concatenate([rng.integers(0, 60, 60), rng.integers(60, 110, 50)])
-        one = open_set_metrics(*(column[drawn] for column in columns), 0.6, 4)
-        for name in NAMES:
-            plain[name].append(one[name])
-    intervals = bootstrap_intervals(*columns, 0.6, 4, NAMES, n_resamples=2000)
-    for name, interval in intervals.items():
-        low, high = np.quantile(plain[name], [0.025, 0.975])
-        width = high - low
-        assert abs(interval.low - low) < 0.3 * width, name
-        assert abs(interval.high - high) < 0.3 * width, name
+    plain = [wins[rng.integers(0, 60, 60)][:, rng.integers(0, 50, 50)].mean() for _ in range(8000)]
+    low, high = np.quantile(plain, [0.025, 0.975])
+    interval = bootstrap_intervals(
+        scores, labels, predictions, None, 4, ["auroc"], n_resamples=8000
+    )["auroc"]
+    assert interval.low == pytest.approx(low, abs=0.05 * (high - low))
+    assert interval.high == pytest.approx(high, abs=0.05 * (high - low))
 
 
 def test_the_interval_of_auroc_covers_the_truth_about_as_often_as_it_says() -> None:
