@@ -42,6 +42,7 @@ CHAT_TEMPLATE = """\
   {%- set n = text.count('<image>') -%}
   {%- if IMAGES_ONLY -%}{{- TAG * n -}}
   {%- elif n == 0 -%}{{- text -}}
+  {%- elif text.split('<image>')[1:-1] | join | trim -%}{{- text.replace('<image>', TAG) -}}
   {%- else -%}
     {%- set rest = text.replace('<image>', '').strip() -%}
     {{- (TAG + '\\n') * (n - 1) + TAG + ('\\n' + rest if rest else '') -}}
@@ -70,11 +71,25 @@ CHAT_TEMPLATE = """\
 """
 
 
+def is_interleaved(text: str) -> bool:
+    """Whether a turn has words between its pictures: "A: <image> B: <image>"."""
+    return any(between.strip() for between in text.split(IMAGE_TAG)[1:-1])
+
+
 def place_images(text: str, tag: str = IMAGE_TAG) -> str:
-    """Every `<image>` of a turn moved to its front, one a line, the text stripped (as LLaVA)."""
+    """A turn with its pictures where a model is shown them.
+
+    One picture, or several with nothing but white space between them: moved to the front, one a
+    line, the text stripped. With words between the pictures all stay where they are, as those words
+    say which picture is which. LLaVA's rule (haotian-liu/LLaVA c121f04, llava/train/train.py,
+    preprocess_multimodal) was made for one picture; LLaVA-NeXT's (LLaVA-VL/LLaVA-NeXT 45f2d92, the
+    same function) moves one picture only.
+    """
     n = text.count(IMAGE_TAG)
     if not n:
         return text
+    if is_interleaved(text):
+        return text.replace(IMAGE_TAG, tag)
     rest = text.replace(IMAGE_TAG, "").strip()
     return "\n".join([tag] * n + ([rest] if rest else []))
 
@@ -221,6 +236,12 @@ def _content(role: str, text: str, in_parts: bool) -> str | list[dict[str, str]]
     text = place_images(text) if role == "human" else text
     if not in_parts:
         return text
+    if role == "human" and is_interleaved(text):
+        parts: list[dict[str, str]] = []
+        for i, piece in enumerate(text.split(IMAGE_TAG)):
+            parts += [{"type": "image"}] if i else []
+            parts += [{"type": "text", "text": piece}] if piece else []
+        return parts
     n = text.count(IMAGE_TAG) if role == "human" else 0
     rest = text.replace(IMAGE_TAG, "").strip() if n else text
     return [{"type": "image"}] * n + [{"type": "text", "text": rest}]

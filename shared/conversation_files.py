@@ -2,7 +2,9 @@
 
 Rows may be written LLaVA's way (`conversations` of `from`/`value`), OpenAI's (`messages` of
 `role`/`content`) or mixed, with `image` as a path, a list of paths or MiniCPM's dict from
-`<image_00>` to a path; they come out as LLaVA rows. JSON lines are found by the offsets of their
+`<image_00>` to a path, or with the pictures in OpenAI's `image_url` parts; they come out as LLaVA
+rows. A picture is a path below the image folder, a `file://` address of one, or a `data:image`
+address; nothing is fetched from the net. JSON lines are found by the offsets of their
 lines and Parquet by row groups, so that a million rows open in seconds; a JSON array is loaded
 whole, and says so. `python -m shared.conversations FILE --validate` checks a whole file. Used
 through `conversations.py`; writes nothing. No torch here.
@@ -18,10 +20,13 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+from shared.inline_pictures import InlinePicture, data_url_problem
 from shared.options import UserError
 
 Turn = tuple[str, str | None]  # ("human" | "gpt" | "system", text; None is an answer to come)
+Picture = Path | InlinePicture  # what a row's picture is read from
 
 IMAGE_TAG = "<image>"
 ROLES = {
@@ -39,8 +44,9 @@ class RowError(UserError):
 
 
 def normalise_row(row: Any) -> dict[str, Any]:
-    """A LLaVA row: `id`, `image` (absent, a path or a list of paths), `conversations` of
-    `{"from": "human"|"gpt"|"system", "value": text}` with `<image>` where a picture stands.
+    """A LLaVA row: `id`, `image` (absent, a path or a list of paths; a data: URL in the place of
+    one), `conversations` of `{"from": "human"|"gpt"|"system", "value": text}` with `<image>` where
+    a picture stands.
 
     Human and gpt turns alternate, a system turn may come first, and there are as many `<image>` as
     pictures. Raises RowError naming the field.
@@ -55,9 +61,10 @@ def normalise_row(row: Any) -> dict[str, Any]:
         raise RowError(f"{key}: expected a list of turns, found {_kind(turns)}")
     if not turns:
         raise RowError(f"{key}: empty")
-    conversation = [_normalise_turn(turn, f"{key}[{i}]") for i, turn in enumerate(turns)]
+    addresses: list[str] = []  # of image_url parts, in their order
+    conversation = [_normalise_turn(turn, f"{key}[{i}]", addresses) for i, turn in enumerate(turns)]
     _check_order(conversation, key)
-    images = _normalise_images(row, conversation, key)
+    images = _normalise_images(row, conversation, key, addresses)
     n_tags = sum(turn["value"].count(IMAGE_TAG) for turn in conversation)
     if n_tags != len(images):
         raise RowError(
@@ -69,7 +76,7 @@ def normalise_row(row: Any) -> dict[str, Any]:
     return extra | shown | {"conversations": conversation}
 
 
-def _normalise_turn(turn: Any, where: str) -> dict[str, str]:
+def _normalise_turn(turn: Any, where: str, addresses: list[str]) -> dict[str, str]:
     if not isinstance(turn, dict):
         raise RowError(f"{where}: expected an object with `from` and `value`, found {_kind(turn)}")
     role_key = "from" if turn.get("from") is not None else "role"
@@ -82,19 +89,29 @@ def _normalise_turn(turn: Any, where: str) -> dict[str, str]:
     if text is None:
         raise RowError(f"{where}.value: missing (or `content`)")
     if isinstance(text, list):
-        text = "".join(_part_text(part, f"{where}.{text_key}") for part in text)
+        text = "".join(_part_text(part, f"{where}.{text_key}", addresses) for part in text)
     if not isinstance(text, str):
         raise RowError(f"{where}.{text_key}: expected text, found {_kind(text)}")
     return {"from": ROLES[role], "value": text}
 
 
-def _part_text(part: Any, where: str) -> str:
-    """One part of OpenAI's content list."""
+def _part_text(part: Any, where: str, addresses: list[str]) -> str:
+    """One part of OpenAI's content list; the address of an image_url part joins `addresses`."""
     if isinstance(part, dict) and part.get("type") == "image":
+        return IMAGE_TAG
+    if isinstance(part, dict) and part.get("type") == "image_url":
+        shown = part.get("image_url")
+        url = shown.get("url") if isinstance(shown, dict) else shown
+        if not isinstance(url, str) or not url:
+            raise RowError(f'{where}: image_url is {{"url": a file or a data: URL}}')
+        addresses.append(url)
         return IMAGE_TAG
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return part["text"]
-    raise RowError(f'{where}: a part is {{"type": "image"}} or {{"type": "text", "text": ...}}')
+    raise RowError(
+        f'{where}: a part is {{"type": "image"}}, {{"type": "image_url", "image_url": {{"url": '
+        '...}} or {"type": "text", "text": ...}'
+    )
 
 
 def _check_order(conversation: list[dict[str, str]], key: str) -> None:
@@ -111,13 +128,18 @@ def _check_order(conversation: list[dict[str, str]], key: str) -> None:
 
 
 def _normalise_images(
-    row: dict[str, Any], conversation: list[dict[str, str]], key: str
+    row: dict[str, Any], conversation: list[dict[str, str]], key: str, addresses: list[str]
 ) -> list[str]:
     """The row's pictures in the order of their tags; numbered tags become `<image>`."""
     field = "image" if row.get("image") not in (None, "", [], {}) else "images"
     value = row.get(field)
     if value in (None, "", [], {}):
-        value = []
+        field, value = "image_url" if addresses else field, addresses
+    elif addresses:
+        raise RowError(
+            f"{field}: pictures here and in image_url parts, so their order is not known; name "
+            "each in its part"
+        )
     if isinstance(value, dict) and not NUMBERED_TAG.fullmatch(next(iter(value))):
         what = "pixels inside the file" if "bytes" in value else f"keys {sorted(value)[:3]}"
         raise RowError(
@@ -141,10 +163,18 @@ def _normalise_images(
     for i, image in enumerate(images):
         if not isinstance(image, str) or not image:
             raise RowError(f"{field}[{i}]: expected a path, found {_kind(image)}")
+        if image.startswith("data:") and (problem := data_url_problem(image)):
+            raise RowError(f"{field}[{i}]: {problem}")
     for i, turn in enumerate(conversation):
         if turn["from"] != "human" and IMAGE_TAG in turn["value"]:
             raise RowError(f"{key}[{i}]: {IMAGE_TAG} in a {turn['from']} turn")
-    return images
+    return [_local_path(image) if image.startswith("file://") else image for image in images]
+
+
+def _local_path(url: str) -> str:
+    """The path of a file:// address."""
+    path = unquote(url.removeprefix("file://"))
+    return path.removeprefix("localhost") if path.startswith("localhost/") else path
 
 
 def _kind(value: Any) -> str:
@@ -157,15 +187,18 @@ def row_turns(row: dict[str, Any]) -> list[Turn]:
     return [(turn["from"], turn["value"]) for turn in normalise_row(row)["conversations"]]
 
 
-def row_images(row: dict[str, Any], image_root: Path | str) -> list[Path]:
-    """The files of a row's pictures, in the order of their tags; not opened.
+def row_images(row: dict[str, Any], image_root: Path | str) -> list[Picture]:
+    """A row's pictures in the order of their tags, files or `InlinePicture`s; not opened.
 
     Raises RowError for an address on the net and for a path that leaves `image_root`.
     """
     images = normalise_row(row).get("image", [])
     root = os.path.abspath(image_root)
-    paths = []
+    paths: list[Picture] = []
     for image in [images] if isinstance(images, str) else images:
+        if image.startswith("data:"):
+            paths.append(InlinePicture(image))
+            continue
         if re.match(r"[a-z]+://", image):
             raise RowError(f"image: {image} is an address; download it and give the file's path")
         # without resolving links: data folders are often made of links to a larger disk

@@ -29,6 +29,7 @@ from shared.chat_templates import (
     chat_style,
     chat_template,
     checked_turns,
+    is_interleaved,
     place_images,
     special_tokens,
     tokenizer_segments,
@@ -38,6 +39,7 @@ from shared.conversation_files import (
     IMAGE_TAG,
     RowError,
     Turn,
+    normalise_row,
     open_conversations,
     row_images,
     row_turns,
@@ -49,8 +51,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IMAGE_TAG", "Template", "answer_end", "chat_template", "check_tokenizer", "encode",
-    "escape_tags", "fit", "ids_after", "open_conversations", "pad_id", "place_images", "prompt_ids",
-    "row_images", "row_turns", "segments_of",
+    "escape_tags", "fit", "ids_after", "is_interleaved", "open_conversations", "pad_id",
+    "place_images", "prompt_ids", "row_images", "row_turns", "segments_of",
 ]  # fmt: skip
 
 
@@ -112,17 +114,21 @@ class Template:
         return place_images(text, tag)
 
 
-def escape_tags(text: str, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
+def escape_tags(
+    text: str, tokenizer: PreTrainedTokenizerBase | None = None, keep_images: bool = False
+) -> str:
     """What a visitor typed, with a blank in every special token, so that it stays text.
 
     Chat and demo pass each visitor's text through this and then put `<image>` before it for each
     picture. Otherwise a typed `<image>` would ask for features that are not there, and a typed end
-    token would end the turn. Rows of training files are not escaped: there the tag is meant.
+    token would end the turn. Rows of training files are not escaped: there the tag is meant, as it
+    is in a file's question with words between its pictures (`keep_images`).
     """
     specials = {IMAGE_TAG}
     if tokenizer is not None:
         added = tokenizer.added_tokens_decoder.values()
         specials |= {*tokenizer.all_special_tokens, *(str(t) for t in added if t.special)}
+    specials -= {IMAGE_TAG} if keep_images else set()
     for special in sorted(specials, key=len, reverse=True):
         # a token of white space alone (a newline in some vocabularies) opens no door
         if special.strip() and len(special) > 1:
@@ -144,12 +150,13 @@ def encode(
     Raises UserError: a malformed row, a row without an answer, a tokenizer that doesn't fit.
     """
     try:
-        turns = row_turns(row)
+        normal = normalise_row(row)
     except RowError as error:
         raise UserError(f"row {row.get('id')!r}: {error}") from error
+    turns = [(turn["from"], turn["value"]) for turn in normal["conversations"]]
     if turns[-1][0] != "gpt":
         raise UserError(f"row {row.get('id')!r}: conversations ends without an answer to learn")
-    if template is not None and template.images_only and not row.get("image", row.get("images")):
+    if template is not None and template.images_only and not normal.get("image"):
         raise UserError(
             f"row {row.get('id')!r}: template {template.name} is for a picture and its caption, "
             "this row has no picture; choose another --template"

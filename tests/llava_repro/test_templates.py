@@ -142,14 +142,23 @@ def test_answers_and_end_tokens_are_learned(name: str, learned: list[str]) -> No
     assert [text for text, is_learned in segments if is_learned] == learned
 
 
-def test_image_tags_come_first_one_a_line() -> None:
+def test_pictures_come_first_one_a_line_unless_words_stand_between_them() -> None:
+    """LLaVA's rule for one picture; words between several say which is which, so they stay."""
+
     def question(text: str) -> str:
         prompt = render(TEMPLATES["mistral_instruct"], [("human", text)])
         return prompt.removeprefix("[INST] ").removesuffix(" [/INST]")
 
     assert question("Hi <image>") == "<image>\nHi"
-    assert question("<image> and <image>?") == "<image>\n<image>\nand ?"
     assert question("<image>") == "<image>"
+    for together in ("<image>\n<image>\nHi", "<image> <image> Hi", "Hi\n<image><image>",
+                     "<image><image>Hi"):  # fmt: skip
+        assert question(together) == "<image>\n<image>\nHi"
+    for between in ("<image> and <image>?", "Before: <image>\nAfter: <image>\nWhat is new? ",
+                    "<image><image> or <image>"):  # fmt: skip
+        assert question(between) == between
+    mmtag = render(TEMPLATES["v1_mmtag"], [("human", "A: <image> B: <image>")])
+    assert "A: <Image><image></Image> B: <Image><image></Image>" in mmtag
     assert question(" no picture ") == " no picture "  # text alone is left as it is
 
 
@@ -190,6 +199,8 @@ CONVERSATIONS = [
     [("human", "<image>\nHi")],
     [("human", "Hi"), ("gpt", "Yes")],
     [("human", " Hi <image> there\n<image> "), ("gpt", " Yes\n"), ("human", "<image>")],
+    [("human", "Which?\n<image> <image>\n"), ("gpt", "A"), ("human", "<image>\n\n<image>\nB?")],
+    [("human", "<image>1<image><image>"), ("gpt", "A"), ("human", " <image>\u00a0<image> B")],
     [("system", "Be «brief»."), ("human", "问 <image>"), ("gpt", "答"), ("human", 'a "b" \\ c')],
     [("system", ""), ("human", "{{ x }}"), ("gpt", ""), ("human", " b "), ("gpt", "{% if %}")],
 ]

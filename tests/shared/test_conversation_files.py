@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +22,7 @@ from shared.conversation_files import (
     row_images,
     row_turns,
 )
+from shared.images import ImageError, header_size, open_image
 from shared.options import UserError
 
 ROWS = [
@@ -72,6 +76,91 @@ def test_spellings_of_a_row_are_one_row() -> None:
     }  # fmt: skip
     assert [normalise_row(row) for row in (llava, openai, minicpm, course)] == [llava] * 4
     assert row_turns(openai) == [("human", "<image>\nHi"), ("gpt", "Yes")]
+
+
+def as_parts(*urls: Any, text: str = "Hi") -> dict[str, Any]:
+    """A row of OpenAI's messages with image_url parts before the text."""
+    parts = [{"type": "image_url", "image_url": url} for url in urls]
+    content = [*parts, {"type": "text", "text": text}]
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant",
+                                                               "content": "Yes"}]}  # fmt: skip
+
+
+def data_url(color: str = "red", size: tuple[int, int] = (4, 3)) -> str:
+    content = io.BytesIO()
+    Image.new("RGB", size, color).save(content, "PNG")
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def test_image_url_parts_name_files_below_the_image_root(tmp_path: Path) -> None:
+    file = tmp_path / "a b.png"
+    row = as_parts({"url": "x/1.png"}, {"url": file.as_uri(), "detail": "low"}, "y.png")
+    normal = normalise_row(row)
+    assert normal["image"] == ["x/1.png", str(file), "y.png"]
+    assert normal["conversations"][0]["value"] == "<image><image><image>Hi"
+    assert normalise_row(normal) == normal
+    assert row_images(row, tmp_path) == [tmp_path / "x" / "1.png", file, tmp_path / "y.png"]
+    assert row_images(as_parts({"url": f"file://localhost{tmp_path}/z.png"}), tmp_path) == [
+        tmp_path / "z.png"
+    ]
+    with pytest.raises(RowError, match="leads outside"):
+        row_images(as_parts({"url": "file:///etc/passwd"}), tmp_path)
+
+
+def test_image_url_parts_stay_between_their_words(tmp_path: Path) -> None:
+    row = as_parts("a.png", text=" or ")
+    row["messages"][0]["content"] += [{"type": "image_url", "image_url": {"url": "b.png"}}]
+    assert row_turns(row)[0] == ("human", "<image> or <image>")
+    assert row_images(row, tmp_path) == [tmp_path / "a.png", tmp_path / "b.png"]
+
+
+def test_a_picture_inside_the_row_is_decoded_when_it_is_opened(tmp_path: Path) -> None:
+    red, broken = data_url(), "data:image/png;base64,!!!!"
+    for row in (as_parts({"url": red}), normalise_row(as_parts({"url": red}))):
+        (picture,) = row_images(row, tmp_path)
+        assert header_size(picture) == (4, 3)
+        assert open_image(picture).getpixel((0, 0)) == (255, 0, 0)
+    (same,), (other,) = row_images(row, tmp_path), row_images(as_parts(data_url("blue")), tmp_path)
+    assert (str(picture), picture) == (str(same), same)
+    assert str(picture) != str(other)
+    assert re.fullmatch(r"inline-[0-9a-f]{12}\.png", str(picture))
+    (picture,) = row_images(as_parts(broken), tmp_path)  # nothing is decoded here
+    with pytest.raises(ImageError, match=r"inline-.*png: broken picture"):
+        open_image(picture)
+    (page,) = row_images(as_parts("data:image/png;base64," + "PGh0bWw+"), tmp_path)
+    with pytest.raises(ImageError, match=r"inline-.*png: not a picture"):
+        header_size(page)
+
+
+def test_validate_checks_pictures_inside_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [as_parts(data_url()), as_parts("data:image/png;base64,QQ==")]
+    file = write_lines(tmp_path / "a.jsonl", rows)
+    with pytest.raises(SystemExit):
+        main([str(file), "--validate"])
+    said = capsys.readouterr().out
+    assert "good rows 1" in said
+    assert "a.jsonl line 2: image: inline-" in said
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (as_parts({"url": "https://example.org/a.png"}), "is an address; download it"),
+        (as_parts({"url": ""}), r"messages\[0\].content: image_url is"),
+        (as_parts({}), r"messages\[0\].content: image_url is"),
+        (as_parts("data:text/html;base64,AAAA"), r"image_url\[0\]: .* only data:image"),
+        (as_parts("data:image/svg+xml,<svg/>"), r"image_url\[0\]: .* only data:image"),
+        (as_parts("data:image/png;base64," + "A" * (33 << 20)),
+         r"image_url\[0\]: a picture of 33 MiB inside the row, at most 32"),
+        ({**as_parts("a.png"), "image": "b.png"}, "image: pictures here and in image_url parts"),
+    ],
+    ids=["http", "empty", "none", "no picture", "no base64", "too large", "twice"],
+)  # fmt: skip
+def test_image_url_that_is_not_read_says_why(row: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RowError, match=message):
+        row_images(row, tmp_path)
 
 
 def test_numbered_pictures_come_in_the_order_of_their_tags() -> None:

@@ -416,6 +416,45 @@ def test_template_that_wants_parts_gets_parts() -> None:
     ]  # fmt: skip
 
 
+def test_pictures_with_words_between_them_stay_in_their_places(
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+) -> None:
+    """ "Before: <image> After: <image>" moved to the front would not say which picture is which."""
+    turns = [("human", "Before: <image> After: <image> Same?"), ("gpt", "Yes")]
+    for kind, name in (("chatml", None), ("chatml", "mpt"), ("llama", "vicuna_v1")):
+        tokenizer = tokenizers[kind]
+        encoded = encode(row_of(turns), tokenizer, TEMPLATES[name] if name else None, 2)
+        text = tokenizer.decode(encoded["input_ids"], clean_up_tokenization_spaces=False)
+        squeezed = text.replace(" ", "")
+        assert "Before:<image><image>After:<image><image>Same?" in squeezed
+    parts = metaspace("llama")
+    parts.chat_template = (  # in the order of the parts, as Qwen2-VL's
+        "{% for m in messages %}{{ m['role'].upper() + ': ' }}{% for part in m['content'] %}"
+        "{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+        "{{ '</s>' }}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
+    )
+    assert segments_of(turns, parts, None)[0] == (
+        "USER: Before: <image> After: <image> Same?</s>ASSISTANT: ", False
+    )  # fmt: skip
+
+
+def test_pictures_at_an_edge_are_encoded_as_in_front(
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+) -> None:
+    """However the tags are spaced; the toy's rows have them in front, one a line."""
+    for name in (None, "mpt"):
+        template = TEMPLATES[name] if name else None
+        ids = [
+            encode(row_of([("human", text), ("gpt", "A")]), tokenizers["chatml"], template, 3)
+            for text in (
+                "<image>\n<image>\nWhich?",
+                "<image> <image>Which?",
+                "Which?<image><image>",
+            )
+        ]
+        assert ids[0] == ids[1] == ids[2]
+
+
 def test_chat_template_without_end_of_answer_is_refused() -> None:
     tokenizer = byte_level("chatml")
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -527,6 +566,18 @@ def test_plain_without_a_picture_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=r"row 'r': template plain is for a picture"):
         encode(row_of(ROWS[1]), tokenizers["chatml"], TEMPLATES["plain"], 1)
+
+
+def test_plain_takes_a_picture_from_an_image_url_part(
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+) -> None:
+    row = {"messages": [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.png"}}]},
+        {"role": "assistant", "content": "Red."},
+    ]}  # fmt: skip
+    same = row_of([("human", "<image>"), ("gpt", "Red.")])
+    args = (tokenizers["chatml"], TEMPLATES["plain"], 2)
+    assert encode(row, *args) == encode(same, *args)
 
 
 def test_importing_conversations_needs_no_torch() -> None:
