@@ -11,13 +11,14 @@ the rest goes on. A question whose `image` is None is asked without a picture.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from shared.images import ImageError, open_image
 from shared.options import UserError
@@ -313,3 +314,175 @@ def shuffle_pictures(questions: Sequence[Question], seed: int) -> dict[str, Ques
     random.Random(seed).shuffle(names)
     shown = {name: by_picture[names[(i + 1) % len(names)]] for i, name in enumerate(names)}
     return {q.sample_id: replace(q, image=shown[q.image_name].image) for q in questions}
+
+
+# Likelihood of given answers
+
+
+@dataclass(frozen=True)
+class ChoiceScore:
+    """log P(choice's tokens | picture, prompt), natural logarithm; the end token is not counted."""
+
+    log_prob: float
+    n_tokens: int
+
+
+class ChoiceModel(VisionLanguageModel, Protocol):
+    """What `score_choices` needs."""
+
+    def choices_problem(self, prompt: str, choices: Sequence[str]) -> str | None:
+        """Why the likelihood of these choices behind this prompt cannot be computed, or None."""
+
+    def choice_log_probs(
+        self,
+        features: Any,
+        picture_index: Sequence[int | None],
+        prompts: Sequence[str],
+        choices: Sequence[Sequence[str]],
+        batch_size: int,
+    ) -> list[list[ChoiceScore]]:
+        """A score for each of `choices[i]` behind `prompts[i]`; `batch_size` choices at a time."""
+
+
+# How choices of different lengths are compared: by the mean log-probability of a token, or by that
+# of the whole choice, which prefers short ones.
+LengthNormalisation = Literal["mean", "sum"]
+
+
+def score_choices(
+    model: ChoiceModel,
+    jobs: Sequence[Job],
+    path: Path,
+    *,
+    choices: Callable[[Job], Sequence[str]],
+    batch_size: int,
+    choice_batch_size: int = 16,
+    length_normalisation: LengthNormalisation = "mean",
+    open_picture: Callable[[Question], Image] = lambda question: open_image(question.image),
+    progress: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """The likelihood of each of a job's `choices`, for every job that has no `ok` record with these
+    choices and this rule in `path` yet; returns sample_id -> last record.
+
+    Resumable, with errors and a full GPU as in `answer_questions`. A record is `make_record`'s with
+    `choices`, `choice_log_probs` (as they are, of the whole choice), `choice_n_tokens` and
+    `length_normalisation` beside it; `answer` is the likeliest by that rule (the first of equals),
+    `confidence` the geometric mean of its tokens' probabilities, `finish_reason` "choice".
+    """
+    from tqdm import tqdm
+
+    with RecordWriter(path) as writer:
+        done = {
+            (key, *record["choices"])
+            for key, record in read_records(path).items()
+            if record.get("status") == "ok"
+            and record.get("length_normalisation") == length_normalisation
+        }
+        todo = [job for job in jobs if (job.question.sample_id, *choices(job)) not in done]
+        scored = len(jobs) - len(todo)
+        with tqdm(total=len(jobs), initial=scored, desc="scoring", disable=not progress) as bar:
+            for batch in batches_by_picture(todo, batch_size):
+                records = score_batch(
+                    model, batch, choices, open_picture, length_normalisation, choice_batch_size
+                )
+                writer.write(records)
+                bar.update(len(records))
+    return read_records(path)
+
+
+def score_batch(
+    model: ChoiceModel,
+    jobs: Sequence[Job],
+    choices: Callable[[Job], Sequence[str]],
+    open_picture: Callable[[Question], Image],
+    length_normalisation: LengthNormalisation,
+    choice_batch_size: int,
+) -> list[dict[str, Any]]:
+    """One record a job, in order. A GPU out of memory halves the jobs at a time; with one left, the
+    choices at a time."""
+    records: dict[str, dict[str, Any]] = {}
+    pictures: dict[str, Image] = {}
+    unreadable: dict[str, str] = {}
+    scorable: list[Job] = []
+    for job in jobs:
+        name = job.question.image_name
+        problem = text_problem(job.prompt) or model.prompt_problem(job.prompt)
+        problem = problem or model.choices_problem(job.prompt, choices(job)) or unreadable.get(name)
+        if not problem and job.question.image is not None and name not in pictures:
+            try:
+                pictures[name] = open_picture(job.question)
+            except ImageError as error:
+                problem = unreadable[name] = str(error)
+        if problem:
+            records[job.question.sample_id] = make_record(job, error=problem)
+        else:
+            scorable.append(job)
+    if scorable:
+        started, scores = time.perf_counter(), None
+        index = {name: i for i, name in enumerate(pictures)}
+        try:
+            scores = model.choice_log_probs(
+                model.encode_images(list(pictures.values())),
+                [
+                    index[job.question.image_name] if job.question.image else None
+                    for job in scorable
+                ],
+                [job.prompt for job in scorable],
+                [choices(job) for job in scorable],
+                choice_batch_size,
+            )
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(scorable) == choice_batch_size == 1:
+                raise UserError(
+                    "the GPU's memory is full with one question and one choice at a time: "
+                    f"--quantization nf4 needs less ({str(error).splitlines()[0]})"
+                ) from error
+        if scores is None:  # out of the except clause: the error would keep the features alive
+            pictures.clear()
+            parts = [jobs]
+            if len(scorable) > 1:
+                parts = [jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]]
+            else:
+                choice_batch_size = choice_batch_size // 2
+            settings = (choices, open_picture, length_normalisation, choice_batch_size)
+            return [record for part in parts for record in score_batch(model, part, *settings)]
+        seconds = (time.perf_counter() - started) / len(scorable)
+        for job, own in zip(scorable, scores, strict=True):
+            records[job.question.sample_id] = choice_record(
+                job, choices(job), own, length_normalisation, seconds
+            )
+    return [records[job.question.sample_id] for job in jobs]
+
+
+def choice_record(
+    job: Job,
+    choices: Sequence[str],
+    scores: Sequence[ChoiceScore],
+    length_normalisation: LengthNormalisation,
+    seconds: float,
+) -> dict[str, Any]:
+    """The record of a scored job; an error where the model gave no number (float16 overflows)."""
+    if not all(math.isfinite(score.log_prob) for score in scores):
+        return make_record(
+            job, error="a log-probability is not finite; --dtype bfloat16 or float32 may help"
+        )
+    means = [score.log_prob / score.n_tokens for score in scores]
+    values = means if length_normalisation == "mean" else [score.log_prob for score in scores]
+    best = max(range(len(values)), key=values.__getitem__)
+    answer = Answer(
+        raw_output=choices[best],
+        answer=choices[best].strip(),
+        confidence=math.exp(means[best]),
+        first_token_confidence=None,
+        finish_reason="choice",
+        n_tokens=scores[best].n_tokens,
+    )
+    return {
+        **make_record(job, answer, seconds=seconds),
+        "choices": list(choices),
+        "choice_log_probs": [round(score.log_prob, 6) for score in scores],
+        "choice_n_tokens": [score.n_tokens for score in scores],
+        "length_normalisation": length_normalisation,
+    }

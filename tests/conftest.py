@@ -113,6 +113,12 @@ def tiny_blip2_opt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_blip2(tmp_path_factory.mktemp("blip2_opt_only"), "opt")
 
 
+@pytest.fixture(scope="session")
+def write_tiny_blip2() -> Callable[..., Path]:
+    """The writer of tiny BLIP-2 folders, for tests that want one of their own."""
+    return build_tiny_blip2
+
+
 # Tiny random LLaVAs: three kinds of tower x four kinds of language model, as model folders.
 # `tiny_llava_folder(vision="clip", text="llama", ...)` writes a folder in the Hub layout with
 # tokenizer and processor (once a session) and returns its path: read it, don't write into it.

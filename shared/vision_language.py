@@ -1,0 +1,488 @@
+"""One asker for LLaVA, BLIP-2, Qwen2-VL, Qwen2.5-VL folders: answers, and how likely choices are.
+
+A prompt is the human's text; it is put into the model's own chat form with the picture in front
+(BLIP-2 has none: there it is the whole prompt). Each picture is encoded once. The prompt runs once
+through the language model with a key-value cache; a greedy answer and every given choice go on from
+there, so that 160 class names cost one prompt and 160 short continuations. Tests hold the answers
+equal to transformers' own `generate` from pixels, the likelihoods to whole forward passes.
+
+    model = load_vision_language("llava-hf/llava-1.5-7b-hf", quantization="nf4")
+    features = model.encode_images([picture])
+    model.answer(features, [0], ["What is it?"])
+    model.choice_log_probs(features, [0], ["What is it?"], [["dog", "cat", "hot dog"]])
+
+Use it with `shared.answering.answer_questions` and `score_choices`. Reads a model folder of the Hub
+layout (the family by config.json's model_type, `shared.vision_families`) and an adapter folder;
+writes nothing.
+Shapes: P pictures, B prompts, N image tokens, T tokens, A of a choice, C choices, D width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from shared.answering import Answer, ChoiceScore, text_problem
+from shared.images import ImageHandling, squared
+from shared.loading import (
+    check_adapter_folder,
+    load_pretrained,
+    model_folder,
+    pick_device,
+    pick_dtype,
+)
+from shared.options import UserError, read_json
+from shared.vision_families import FAMILIES, Family, PictureFeatures
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["ChoiceScore", "VisionLanguage", "load_vision_language"]
+
+CHOICE_BATCH_SIZE = 16  # continuations at once: each holds a copy of its prompt's cache
+
+
+def load_vision_language(
+    model: str,
+    quantization: str = "none",
+    device: str = "auto",
+    dtype: str = "auto",
+    adapter: str | None = None,
+    revision: str | None = None,
+    image_handling: ImageHandling = "model",
+    max_new_tokens: int = 128,
+) -> VisionLanguage:
+    """The asker of a folder, or of a downloaded Hub id; its `notes` are worth printing.
+
+    `quantization` (none, int8, nf4) is of the language model; tower, projector and head stay in
+    `dtype`. `adapter` is a PEFT folder trained on this very model. Raises UserError with the cause,
+    before weights are read where it can be known.
+    """
+    from transformers import AutoConfig
+
+    folder = model_folder(model, revision)
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in FAMILIES:
+        raise UserError(
+            f"{folder}: model_type {kind} in its config.json; supported: {', '.join(FAMILIES)}"
+        )
+    parts = folder
+    if adapter is not None:
+        check_adapter_folder(Path(adapter))
+        if (Path(adapter) / "processor_config.json").is_file():  # saved beside it in training
+            parts = Path(adapter)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: its config.json cannot be used ({error})") from error
+    family = FAMILIES[kind](folder, config, load_tokenizer(parts), load_image_processor(parts))
+    chosen_device = pick_device(device)
+    import transformers
+
+    loaded = load_pretrained(
+        getattr(transformers, family.model_class),
+        folder,
+        device=chosen_device,
+        dtype=pick_dtype(dtype, chosen_device),
+        quantization=quantization,
+        skip_modules=family.not_quantized,
+    )
+    if adapter is not None:
+        loaded = family.load_adapter(loaded, Path(adapter))
+    family.attach(loaded)
+    return VisionLanguage(family, image_handling, max_new_tokens)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{folder}: its tokenizer cannot be loaded ({error})") from error
+
+
+def load_image_processor(folder: Path) -> Any:
+    """PIL's own where torchvision is missing. Raises UserError, naming a package that it needs."""
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{folder}: its image processor cannot be loaded ({error})") from error
+
+
+@dataclass
+class State:
+    """Prompts that the language model has read, and what it says next."""
+
+    cache: Any
+    logits: Tensor  # (B, V) of the next token
+    mask: Tensor  # (B, T): the prompt and what followed; T5: the encoder's
+    following: Tensor | None  # (B,) position of the next token; T5 counts by itself
+    encoded: Tensor | None = None  # (B, T, D) T5's encoder output
+
+    def rows(self, index: Tensor) -> State:
+        """The rows of `index` (C,), each as often as it stands there; this state stays as it is."""
+
+        def pick(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[index]
+
+        return replace(
+            self,
+            cache=cache_rows(self.cache, index),
+            logits=self.logits[index],
+            mask=self.mask[index],
+            following=pick(self.following),
+            encoded=pick(self.encoded),
+        )
+
+
+def cache_rows(cache: Any, index: Tensor) -> Any:
+    """A key-value cache of chosen rows. Its layers replace their tensors and never write into them,
+    so copies of the layers alone leave the original whole, without a copy of the whole prompt."""
+    from transformers import EncoderDecoderCache
+
+    if isinstance(cache, EncoderDecoderCache):
+        own, cross = cache.self_attention_cache, cache.cross_attention_cache
+        return EncoderDecoderCache(cache_rows(own, index), cache_rows(cross, index))
+    chosen = copy(cache)
+    chosen.layers = [copy(layer) for layer in cache.layers]
+    chosen.reorder_cache(index)
+    return chosen
+
+
+class VisionLanguage:
+    """Answers prompts about pictures; a `shared.answering.VisionLanguageModel` and `ChoiceModel`.
+
+    `answer` is greedy, whatever the folder's generation_config.json says. `<image>` and other
+    special tokens in a prompt are text: they get a blank inside.
+    """
+
+    def __init__(
+        self, family: Family, image_handling: ImageHandling = "model", max_new_tokens: int = 128
+    ) -> None:
+        if max_new_tokens < 1:
+            raise UserError(f"--max_new_tokens {max_new_tokens}: at least 1")
+        self.family = family
+        self.image_handling: ImageHandling = image_handling
+        self.max_new_tokens = max_new_tokens
+        self.notes: list[str] = []
+        if family.config.model_type == "llava" and family.trained_on is None:
+            self.notes.append(
+                f"{family.folder}/config.json does not say how pictures were made square "
+                "(image_aspect_ratio); its image processor decides, --image_handling pad for "
+                "LLaVA v1.5"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.family.model.device
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.family.tokenizer
+
+    # What can be asked
+
+    def prompt_problem(self, prompt: str) -> str | None:
+        """Why this prompt cannot be answered about a picture, or None."""
+        ids = self.family.prompt_ids(prompt, self.family.n_image_tokens)
+        if prompt.strip() and set(ids) <= self.special_ids():
+            return "the model's chat template shows it its pictures alone, not the prompt"
+        length = self.family.max_length
+        if length is None or len(ids) + self.max_new_tokens <= length:
+            return None
+        return (
+            f"the prompt has {len(ids)} tokens, {self.family.n_image_tokens} of them for the "
+            f"picture; beside {self.max_new_tokens} for the answer the model has room for "
+            f"{length - self.max_new_tokens}"
+        )
+
+    def choices_problem(self, prompt: str, choices: Sequence[str]) -> str | None:
+        """Why the likelihood of these choices behind this prompt cannot be computed, or None."""
+        if not choices:
+            return "no choice is given"
+        special = self.special_ids()
+        for choice in choices:
+            problem = text_problem(choice)
+            if problem:
+                return f"choice {choice!a}: {problem}"
+            ids = self.family.choice_ids(choice, self.family.lead(prompt))
+            if not choice.strip() or not ids:
+                return f"choice {choice!r} is empty"
+            if special & set(ids):
+                return f"choice {choice!r} holds a special token of the model"
+            if len(ids) > self.max_new_tokens:
+                return f"choice {choice!r} has more than {self.max_new_tokens} tokens"
+        return None
+
+    def special_ids(self) -> set[int | None]:
+        """Tokens that are no words; an unknown word's is one."""
+        special = {*self.tokenizer.all_special_ids, self.family.image_token_id}
+        return special - {self.tokenizer.unk_token_id}
+
+    # Pictures
+
+    def encode_images(self, images: Sequence[Image]) -> list[PictureFeatures]:
+        """Pictures -> features of each, (N, D), in their order."""
+        if not images:
+            return []
+        family = self.family
+        mean = getattr(family.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
+        features = family.encode(
+            [
+                squared(
+                    image,
+                    self.image_handling,
+                    trained_on=family.trained_on,
+                    mean=mean,
+                    side=family.side,
+                )
+                for image in images
+            ]
+        )
+        if len(features) != len(images):
+            raise UserError(f"{len(images)} pictures gave features of {len(features)}")
+        return features
+
+    # The language model
+
+    def start(
+        self,
+        features: Sequence[PictureFeatures],
+        picture_index: Sequence[int | None],
+        prompts: Sequence[str],
+    ) -> State:
+        """Run the prompts, padded on the left, once. Raises UserError when the places for a picture
+        are not as many as its vectors: some models would silently look at nothing."""
+        family = self.family
+        pictures = [None if i is None else features[i] for i in picture_index]
+        rows = [
+            family.prompt_ids(prompt, 0 if picture is None else len(picture.vectors))
+            for prompt, picture in zip(prompts, pictures, strict=True)
+        ]
+        input_ids, mask = (t.to(self.device) for t in left_pad(rows, family.pad_id))  # (B, T)
+        embeds = self.embed(input_ids, pictures)  # (B, T, D)
+        if family.decoder.config.is_encoder_decoder:
+            first = start_token(family.decoder)
+            output = family.decoder(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                decoder_input_ids=torch.full_like(input_ids[:, :1], first),
+                use_cache=True,
+            )
+            encoded = output.encoder_last_hidden_state
+            return State(output.past_key_values, output.logits[:, -1], mask, None, encoded)
+        positions, following = family.positions(input_ids, mask, pictures)
+        output = family.decoder(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return State(output.past_key_values, output.logits[:, -1], mask, following)
+
+    def embed(self, input_ids: Tensor, pictures: Sequence[PictureFeatures | None]) -> Tensor:
+        """input_ids (B, T) -> embeddings (B, T, D), each row's picture in its places."""
+        is_image = input_ids == self.family.image_token_id  # (B, T)
+        counts = is_image.sum(dim=-1).tolist()
+        for row, (count, picture) in enumerate(zip(counts, pictures, strict=True)):
+            n_vectors = 0 if picture is None else len(picture.vectors)
+            if count != n_vectors:
+                raise UserError(
+                    f"prompt {row} of the batch has {count} image tokens for a picture of "
+                    f"{n_vectors}"
+                )
+        # a placeholder may lie outside the vocabulary, so it is never looked up
+        embeds = self.family.model.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        shown = [picture.vectors for picture in pictures if picture is not None]
+        if not shown:
+            return embeds
+        vectors = torch.cat(shown).to(embeds.dtype)
+        return embeds.masked_scatter(is_image.unsqueeze(-1), vectors)
+
+    def go_on(self, state: State, ids: Tensor, is_real: Tensor) -> Tensor:
+        """Run `ids` (B, A), padded on the right, behind a state, which takes them in.
+
+        Returns logits (B, A, V): position t says what comes behind token t.
+        """
+        decoder = self.family.decoder
+        if state.encoded is not None:
+            output = decoder(
+                attention_mask=state.mask,
+                encoder_outputs=(state.encoded,),
+                decoder_input_ids=ids,
+                past_key_values=state.cache,
+                use_cache=True,
+            )
+        else:
+            assert state.following is not None
+            steps = torch.arange(ids.shape[1], device=ids.device)
+            state.mask = torch.cat([state.mask, is_real.to(state.mask.dtype)], dim=1)
+            output = decoder(
+                input_ids=ids,
+                attention_mask=state.mask,
+                position_ids=state.following[:, None] + steps,  # (B, A)
+                past_key_values=state.cache,
+                use_cache=True,
+            )
+            state.following = state.following + ids.shape[1]
+        state.cache = output.past_key_values
+        return output.logits
+
+    # Answers
+
+    @torch.no_grad()
+    def answer(
+        self,
+        features: Sequence[PictureFeatures],
+        picture_index: Sequence[int | None],
+        prompts: Sequence[str],
+    ) -> list[Answer]:
+        """Greedy answers of at most `max_new_tokens`, in order; `picture_index[i]` is the picture
+        of prompt i, None for one without."""
+        family = self.family
+        state = self.start(features, picture_index, prompts)
+        ends = torch.tensor(sorted(family.end_ids), device=self.device)
+        done = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
+        tokens: list[Tensor] = []  # (B,) a step
+        log_probs: list[Tensor] = []
+        for step in range(self.max_new_tokens):
+            scores = state.logits.float()
+            allowed = scores
+            if family.image_token_id is not None and family.image_token_id < scores.shape[-1]:
+                allowed = scores.clone()
+                allowed[:, family.image_token_id] = -torch.inf  # no word of an answer
+            chosen = allowed.argmax(dim=-1)
+            tokens.append(chosen)
+            log_probs.append(scores.log_softmax(dim=-1).gather(1, chosen[:, None])[:, 0])
+            done |= torch.isin(chosen, ends)
+            if family.end_text is not None:
+                texts = self.tokenizer.batch_decode(torch.stack(tokens, dim=1))
+                done |= torch.tensor([family.end_text in text for text in texts]).to(done.device)
+            if step + 1 == self.max_new_tokens or bool(done.all()):
+                break
+            new = chosen[:, None]
+            state.logits = self.go_on(state, new, torch.ones_like(new))[:, -1]
+        every_id = torch.stack(tokens, dim=1).tolist()  # (B, A)
+        every_log_prob = torch.stack(log_probs, dim=1).cpu()
+        return [self.make_answer(*row) for row in zip(every_id, every_log_prob, strict=True)]
+
+    def make_answer(self, ids: list[int], log_probs: Tensor) -> Answer:
+        """From generated ids, with what may stand behind their end; log_probs (A,)."""
+        ids, n_words = self.words(ids)
+        text = self.tokenizer.decode(ids[:n_words], skip_special_tokens=True)
+        if self.family.end_text is not None:  # a token may hold the end and a letter before it
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            text = text.partition(self.family.end_text)[0]
+        raw = self.tokenizer.decode(ids)
+        own = log_probs[:n_words]
+        return Answer(
+            raw_output=raw,
+            answer=text.strip(),
+            confidence=float(own.mean().exp()) if n_words else None,
+            first_token_confidence=float(own[0].exp()) if n_words else None,
+            finish_reason="stop" if n_words < len(ids) or self.ends(raw) else "length",
+            n_tokens=len(ids),
+        )
+
+    def ends(self, text: str) -> bool:
+        return self.family.end_text is not None and self.family.end_text in text
+
+    def words(self, ids: list[int]) -> tuple[list[int], int]:
+        """Ids up to and with the answer's end, and how many of them are its words."""
+        for n, token_id in enumerate(ids):
+            if token_id in self.family.end_ids:
+                return ids[: n + 1], n
+            text = self.tokenizer.decode(ids[: n + 1]) if self.family.end_text else ""
+            if self.ends(text):
+                answer = text.partition(self.family.end_text)[0]
+                n_words = n + 1
+                while n_words and len(self.tokenizer.decode(ids[:n_words])) > len(answer):
+                    n_words -= 1
+                return ids[: n + 1], n_words
+        return ids, len(ids)
+
+    # Likelihood of given answers
+
+    @torch.no_grad()
+    def choice_log_probs(
+        self,
+        features: Sequence[PictureFeatures],
+        picture_index: Sequence[int | None],
+        prompts: Sequence[str],
+        choices: Sequence[Sequence[str]],
+        batch_size: int = CHOICE_BATCH_SIZE,
+    ) -> list[list[ChoiceScore]]:
+        """log P(choice's tokens | picture, prompt) of each choice of each prompt; no end token.
+
+        A choice is tokenised as the model would write it: as `shared.conversations.encode` has an
+        answer behind its prompt, for BLIP-2's OPT with a blank in front. `batch_size` choices, of
+        any of the prompts, go on at a time. The first token of each comes from the prompt's own
+        last logits, so that choices of one token cost nothing more.
+        """
+        ids = [
+            [self.family.choice_ids(choice, self.family.lead(prompt)) for choice in own]
+            for prompt, own in zip(prompts, choices, strict=True)
+        ]
+        state = self.start(features, picture_index, prompts)
+        pairs = [(row, place) for row, own in enumerate(ids) for place in range(len(own))]
+        firsts = torch.tensor([ids[row][place][0] for row, place in pairs], device=self.device)
+        owners = torch.tensor([row for row, _ in pairs], device=self.device)
+        log_probs = state.logits.float().log_softmax(dim=-1)  # (B, V)
+        first = log_probs[owners, firsts].double().tolist() if pairs else []
+        totals = dict(zip(pairs, first, strict=True))
+        longer = [(row, place) for row, place in pairs if len(ids[row][place]) > 1]
+        longer.sort(key=lambda pair: len(ids[pair[0]][pair[1]]))  # of like length: less padding
+        for begin in range(0, len(longer), batch_size):
+            chunk = longer[begin : begin + batch_size]
+            sums = self.log_probs_behind_first(state, chunk, [ids[r][p] for r, p in chunk])
+            for pair, value in zip(chunk, sums, strict=True):
+                totals[pair] += value
+        return [
+            [ChoiceScore(totals[row, place], len(own[place])) for place in range(len(own))]
+            for row, own in enumerate(ids)
+        ]
+
+    def log_probs_behind_first(
+        self, state: State, pairs: Sequence[tuple[int, int]], rows: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """Sums of log P over the second to last token of each row of ids."""
+        fed, is_real = right_pad([row[:-1] for row in rows], self.family.pad_id)  # (C, A)
+        targets, _ = right_pad([row[1:] for row in rows], self.family.pad_id)
+        index = torch.tensor([row for row, _ in pairs], device=self.device)
+        logits = self.go_on(state.rows(index), fed.to(self.device), is_real.to(self.device))
+        log_probs = logits.float().log_softmax(dim=-1)  # (C, A, V)
+        chosen = log_probs.gather(2, targets.to(self.device)[..., None])[..., 0].double()  # (C, A)
+        return chosen.masked_fill(~is_real.to(self.device), 0.0).sum(dim=-1).tolist()
+
+
+def start_token(decoder: Any) -> int:
+    """The token that an encoder-decoder's output begins with."""
+    first = decoder.generation_config.decoder_start_token_id
+    return decoder.config.decoder_start_token_id if first is None else first
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Rows of ids -> input_ids and attention_mask, both (B, longest row)."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def right_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Rows of ids -> ids and which of them are real, both (B, longest row)."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([list(row) + [pad_id] * (width - len(row)) for row in rows])
+    real = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+    return ids, real
