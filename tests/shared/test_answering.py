@@ -16,12 +16,15 @@ import pytest
 
 from shared.answering import (
     Answer,
+    ChoiceScore,
     Job,
     RecordWriter,
     answer_batch,
     answer_questions,
     batches_by_picture,
     read_records,
+    score_batch,
+    score_choices,
     shuffle_pictures,
 )
 from shared.images import ImageError
@@ -500,3 +503,159 @@ def test_a_question_without_a_picture_is_shown_none_and_gives_none_when_shuffled
 def test_one_picture_cannot_be_shuffled():
     with pytest.raises(UserError, match="at least two different pictures"):
         shuffle_pictures([job.question for job in jobs(1, 3)], 0)
+
+
+# Likelihood of given answers
+
+NAMES = ["dog", "hot dog", "a very long name", "cat"]
+
+
+class FakeScorer(FakeModel):
+    """log P = -1 a word, but the picture's own first letter makes its word likely; notes batches.
+
+    With `most`, (jobs, choices) above it are too much for the GPU.
+    """
+
+    def __init__(self, most: tuple[int, int] = (99, 99), value: float | None = None) -> None:
+        super().__init__()
+        self.most, self.value = most, value
+        self.refused: list[tuple[int, int]] = []
+        self.scored: list[list[str]] = []
+
+    def choices_problem(self, prompt: str, choices: Sequence[str]) -> str | None:
+        return None if choices else "no choice is given"
+
+    def choice_log_probs(self, features, picture_index, prompts, choices, batch_size):
+        import torch
+
+        if len(prompts) > self.most[0] or batch_size > self.most[1]:
+            self.refused.append((len(prompts), batch_size))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+        self.scored.append(list(prompts))
+        return [
+            [ChoiceScore(self.log_prob(features[i], choice), len(choice.split())) for choice in own]
+            for i, own in zip(picture_index, choices, strict=True)
+        ]
+
+    def log_prob(self, picture: str, choice: str) -> float:
+        if self.value is not None:
+            return self.value
+        return -0.25 if choice[0] == picture[len("seen:")] else -1.0 * len(choice.split())
+
+
+def score(path: Path, model=None, opener=None, *, asked=None, batch_size=6, names=NAMES, **more):
+    return score_choices(
+        model or FakeScorer(),
+        jobs() if asked is None else asked,
+        path,
+        choices=names if callable(names) else lambda job: names,
+        batch_size=batch_size,
+        open_picture=opener or Opener(),
+        progress=False,
+        **more,
+    )
+
+
+def test_a_scored_job_is_a_record_with_every_choice(path):
+    """Picture c.jpg: its cat at -0.25, everything else at -1 a word."""
+    opener, model = Opener(), FakeScorer()
+    records = score(path, model, opener)
+    assert Counter(opener.opened) == dict.fromkeys(["a.jpg", "b.jpg", "c.jpg", "d.jpg"], 1)
+    assert len(model.encoded) == 4
+    assert [len(batch) for batch in model.scored] == [6, 6]
+    record = records["q2"]
+    assert record["image"] == "c.jpg"
+    assert (record["answer"], record["raw_output"]) == ("cat", "cat")
+    assert record["choices"] == NAMES
+    assert record["choice_log_probs"] == [-1.0, -2.0, -4.0, -0.25]
+    assert record["choice_n_tokens"] == [1, 2, 4, 1]
+    assert record["length_normalisation"] == "mean"
+    assert record["confidence"] == pytest.approx(0.778801, abs=1e-6)  # exp(-0.25)
+    assert (record["finish_reason"], record["n_tokens"], record["status"]) == ("choice", 1, "ok")
+    assert record["first_token_confidence"] is None
+    plain = run(path.with_name("answers.jsonl"), FakeModel())["q2"]
+    assert set(record) - set(plain) == {
+        "choices", "choice_log_probs", "choice_n_tokens", "length_normalisation"
+    }  # fmt: skip
+    assert not set(plain) - set(record)
+
+
+def test_the_rule_of_length_decides_and_is_recorded(path):
+    """-3 over four words is likelier a word than -1 over one, and less likely as a whole."""
+    model = FakeScorer()
+    model.log_prob = lambda picture, choice: -3.0 if "long" in choice else -1.0
+    (job,) = jobs(1, 1)
+    for rule, answer, confidence in (
+        ("mean", "hot dog", 0.606531),  # -0.5 a word, the long name -0.75
+        ("sum", "dog", 0.367879),  # the first of three at -1
+    ):
+        record = score(path, model, asked=[job], length_normalisation=rule)["q0"]
+        assert (record["answer"], record["length_normalisation"]) == (answer, rule)
+        assert record["confidence"] == pytest.approx(confidence, abs=1e-6)
+        assert record["choice_log_probs"] == [-1.0, -1.0, -3.0, -1.0]
+    assert len(lines(path)) == 2  # another rule is another question
+
+
+def test_each_job_may_have_choices_of_its_own(path):
+    names = {"q0": ["red", "blue"], "q1": ["yes"]}
+    records = score(path, asked=jobs(2, 1), names=lambda job: names[job.question.sample_id])
+    assert {key: record["choices"] for key, record in records.items()} == names
+
+
+def test_a_killed_scoring_goes_on_and_other_choices_are_scored_anew(path):
+    score(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b'"q5"') + 2])  # cut inside a record
+    kept = len(lines_that_are_whole(path))
+    model = FakeScorer()
+    assert len(score(path, model)) == 12
+    assert sum(map(len, model.scored)) == 12 - kept > 0
+    again = FakeScorer()
+    score(path, again)
+    assert again.scored == []
+    other = score(path, again, names=["dog", "cat"])
+    assert sum(map(len, again.scored)) == 12
+    assert all(record["choices"] == ["dog", "cat"] for record in other.values())
+
+
+def lines_that_are_whole(path: Path) -> list[bytes]:
+    return path.read_bytes().split(b"\n")[:-1]
+
+
+def test_what_cannot_be_scored_is_a_record_and_the_rest_goes_on(path):
+    asked = jobs(3, 1)
+    asked[1] = replace(asked[1], prompt="x" * 60)
+    records = score(
+        path, asked=asked, opener=Opener(broken=["a.jpg"]),
+        names=lambda job: [] if job.question.sample_id == "q2" else NAMES,
+    )  # fmt: skip
+    assert {key: record["error"] for key, record in records.items()} == {
+        "q0": "a.jpg: broken picture (cut)", "q1": "the prompt is too long",
+        "q2": "no choice is given",
+    }  # fmt: skip
+    records = score(path, asked=jobs(3, 1))  # mended: errors are tried again
+    assert {record["status"] for record in records.values()} == {"ok"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_log_probability_that_is_no_number_is_an_error(path, value):
+    (record,) = score(path, FakeScorer(value=value), asked=jobs(1, 1)).values()
+    assert record["status"] == "error"
+    assert "not finite" in record["error"]
+    assert "NaN" not in path.read_text()
+
+
+def test_out_of_memory_halves_the_jobs_and_then_the_choices(path):
+    model = FakeScorer(most=(1, 4))
+    records = score(path, model, asked=jobs(2, 1), choice_batch_size=16)
+    assert {record["status"] for record in records.values()} == {"ok"}
+    assert model.refused == [(2, 16), (1, 16), (1, 8), (1, 16), (1, 8)]
+    with pytest.raises(UserError, match=r"one choice at a time.*\(CUDA out of memory"):
+        score(path.with_name("none.jsonl"), FakeScorer(most=(0, 0)))
+
+
+def test_scored_records_are_in_the_order_of_their_jobs():
+    asked = jobs(2, 3)
+    records = score_batch(FakeScorer(), asked, lambda job: NAMES, Opener(["a.jpg"]), "mean", 4)
+    assert [record["sample_id"] for record in records] == [f"q{i}" for i in range(6)]
+    assert [record["status"] for record in records] == ["error", "ok"] * 3
