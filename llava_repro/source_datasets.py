@@ -21,7 +21,6 @@ from shared.options import MissingError, UserError, read_json
 
 Found = tuple[str, dict[str, Any] | None, str]  # place, row or None, what is wrong
 
-PROMPT_FORMATS = ("QCM-LEA", "QCM-A")
 # CogVLM's labels and SA1B's captions come without a question; stage 1's `plain` template leaves it
 # out anyway. One is drawn for each row.
 CAPTION_QUESTIONS = {

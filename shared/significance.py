@@ -132,19 +132,6 @@ def score_interval(scores: Sequence[float], clusters: Sequence[int | str]) -> In
     )  # fmt: skip
 
 
-def clustered_standard_error(
-    scores: Sequence[float], clusters: Sequence[int | str]
-) -> float | None:
-    """Standard error of the mean score that allows for clusters; None below two clusters.
-
-    With C clusters and residuals e around the mean: sqrt(C/(C-1) * sum over clusters of
-    (sum of e)**2) / n, the cluster-robust variance of a regression on a constant.
-    """
-    values = _numbers(scores, "scores")
-    _same_length(scores=scores, clusters=clusters)
-    return _standard_error(values, clusters)
-
-
 def minimum_detectable_difference(
     differences: Sequence[float],
     clusters: Sequence[int | str],
@@ -180,20 +167,6 @@ def mcnemar_p_values(losses: int, wins: int) -> tuple[float, float]:
     fewer, changed = min(losses, wins), losses + wins
     mid = 2 * binom.cdf(fewer, changed, 0.5) - binom.pmf(fewer, changed, 0.5)
     return float(exact), float(min(mid, 1.0))
-
-
-def sign_flip_p_value(
-    differences: Sequence[float], clusters: Sequence[int | str], seed: int = 0
-) -> float | None:
-    """Two-sided p-value of the mean difference when each cluster's sign is exchangeable.
-
-    Under the null hypothesis the two runs can swap names within a picture. Up to 13 clusters that
-    differ all sign patterns are enumerated; above, 9,999 are drawn and p = (hits + 1) / 10,000.
-    None below two clusters.
-    """
-    values = _numbers(differences, "differences")
-    _same_length(differences=differences, clusters=clusters)
-    return _sign_flip(_cluster_sums(values, clusters)[0], seed)
 
 
 def compare_paired(
@@ -323,6 +296,11 @@ def _cluster_sums(
 
 
 def _standard_error(values: np.ndarray, clusters: Sequence[int | str]) -> float | None:
+    """Standard error of the mean that allows for clusters; None below two clusters.
+
+    With C clusters and residuals e around the mean: sqrt(C/(C-1) * sum over clusters of
+    (sum of e)**2) / n, the cluster-robust variance of a regression on a constant.
+    """
     import numpy as np
     from statsmodels.regression.linear_model import OLS
 
@@ -371,8 +349,11 @@ def _bootstrap(
 
 
 def _sign_flip(sums: np.ndarray, seed: int) -> float | None:
-    """`sign_flip_p_value` from the clusters' summed differences, [C].
+    """Two-sided p-value of the mean difference when each cluster's sign is exchangeable, from the
+    clusters' summed differences, [C]. None below two clusters.
 
+    Under the null hypothesis the two runs can swap names within a picture. Up to 13 clusters that
+    differ all sign patterns are enumerated; above, 9,999 are drawn and p = (hits + 1) / 10,000.
     scipy.stats.permutation_test would do the same, but shuffles an index pair for each flip, too
     slow for the 40,000 pictures of VQAv2's validation split.
     """

@@ -12,17 +12,24 @@ from scipy.stats import permutation_test
 
 from shared.significance import (
     cluster_bootstrap,
-    clustered_standard_error,
     compare_paired,
     holm,
     mcnemar_p_values,
     minimum_detectable_difference,
     score_interval,
-    sign_flip_p_value,
     wilson_interval,
 )
 
 Z = 1.959963984540054  # the normal distribution's 97.5 % point
+POWERED = 2.801585  # standard errors of the minimum detectable difference: Z + the 80 % point
+
+
+def sign_flip(differences, clusters, seed: int = 0) -> float:
+    """The p-value of `compare_paired` where it flips signs."""
+    zeros = [0.0] * len(differences)
+    result = compare_paired(zeros, differences, clusters, seed=seed, n_resamples=2)
+    assert result.test == "sign-flip-clustered"
+    return result.p_value
 
 
 # --- Wilson --------------------------------------------------------------------------------------
@@ -198,20 +205,12 @@ def test_standard_error_by_hand() -> None:
     # Mean 2. Residual sums: a: (-1) + (-1) = -2, b: 2, c: 0. C = 3, n = 5:
     # sqrt(3/2 * (4 + 4 + 0)) / 5 = sqrt(12) / 5.
     scores, clusters = [1, 1, 3, 3, 2], ["a", "a", "b", "b", "c"]
-    assert clustered_standard_error(scores, clusters) == pytest.approx(math.sqrt(12) / 5)
-
-
-def test_standard_error_of_singletons_is_the_textbook_one() -> None:
-    # 1, 2, 3, 4: variance 5/3 with n - 1, so sqrt(5/3 / 4).
-    assert clustered_standard_error([1, 2, 3, 4], [1, 2, 3, 4]) == pytest.approx(math.sqrt(5 / 12))
-
-
-def test_standard_error_needs_two_clusters() -> None:
-    assert clustered_standard_error([1, 2], [1, 1]) is None
-    assert clustered_standard_error([], []) is None
+    expected = POWERED * math.sqrt(12) / 5
+    assert minimum_detectable_difference(scores, clusters) == pytest.approx(expected)
 
 
 def test_minimum_detectable_difference_by_hand() -> None:
+    # Of singletons the textbook's standard error: 1, 2, 3, 4 have variance 5/3 with n - 1.
     # (1.959964 + .841621) * sqrt(5/12) = 2.801585 * .645497 = 1.808415
     assert minimum_detectable_difference([1, 2, 3, 4], range(4)) == pytest.approx(1.808415)
     # One-sided habits: z(.95) + z(.5) = 1.644854 at alpha .1 and power .5
@@ -234,9 +233,10 @@ def test_detects_the_minimum_difference_in_four_of_five_trials() -> None:
     for _ in range(200):
         noise = np.repeat(rng.normal(size=100), 3) + rng.normal(size=300)
         # The mean over an image's three questions varies by 1 + 1/3.
-        smallest = 2.801585 * math.sqrt((1 + 1 / 3) / 100)
+        smallest = POWERED * math.sqrt((1 + 1 / 3) / 100)
         mean = (noise + smallest).mean()
-        found += abs(mean) > Z * clustered_standard_error(noise, clusters)
+        standard_error = minimum_detectable_difference(noise, clusters) / POWERED
+        found += abs(mean) > Z * standard_error
     assert 140 <= found <= 178  # 160 expected, standard deviation 5.7
 
 
@@ -245,6 +245,7 @@ def test_no_minimum_where_differences_do_not_vary() -> None:
     assert minimum_detectable_difference([0.3, 0.3, 0.3], [1, 2, 3]) is None
     assert minimum_detectable_difference([1, -1, 1, -1], [1, 1, 2, 2]) is None
     assert minimum_detectable_difference([1, 2], [1, 1]) is None
+    assert minimum_detectable_difference([], []) is None
 
 
 # --- McNemar -------------------------------------------------------------------------------------
@@ -282,7 +283,7 @@ def test_right_and_wrong_are_compared_by_mcnemar() -> None:
     assert result.p_value_mid == pytest.approx(12 / 1024)
     # Ten clusters differ, all by one: the flips of their signs are McNemar's coin tosses.
     differences = [after - before for before, after in zip(base, tuned, strict=True)]
-    assert sign_flip_p_value(differences, range(17)) == pytest.approx(22 / 1024)
+    assert sign_flip(differences, range(17)) == pytest.approx(22 / 1024)
     assert result.low < result.difference < result.high
     assert result.note is None
 
@@ -314,42 +315,43 @@ def test_right_and_wrong_questions_that_share_images_are_compared_by_sign_flips(
 
 def test_sign_flip_enumerated_by_hand() -> None:
     # Image sums 1, 2 and 3, so 6 is seen. Of the 8 sign patterns only +++ and --- reach 6: p = 1/4.
-    assert sign_flip_p_value([1, 2, 1, 1, 1], ["a", "b", "c", "c", "c"]) == 0.25
+    assert sign_flip([1, 2, 1, 1, 1], ["a", "b", "c", "c", "c"]) == 0.25
     # Sums 3, -1, 2: seen 4. Patterns of |3 +- 1 +- 2| reaching 4: 6 (two signs), 4 (two): 4 of 8.
-    assert sign_flip_p_value([3, -1, 2], [1, 2, 3]) == 0.5
+    assert sign_flip([3, -1, 2], [1, 2, 3]) == 0.5
     # Sums 1 and -1: seen 0, every pattern reaches it.
-    assert sign_flip_p_value([1, -1], [1, 2]) == 1.0
+    assert sign_flip([1, -1], [1, 2]) == 1.0
 
 
 def test_sign_flip_treats_an_image_as_one() -> None:
-    # Eight equal wins on four images flip as four: 2/16; on eight images 2/256.
-    assert sign_flip_p_value([0.3] * 8, [0, 0, 1, 1, 2, 2, 3, 3]) == 2 / 16
-    assert sign_flip_p_value([0.3] * 8, range(8)) == 2 / 256
+    # Eight wins on four images flip as four: 2/16; on eight images 2/256.
+    wins = [0.3] * 7 + [0.6]
+    assert sign_flip(wins, [0, 0, 1, 1, 2, 2, 3, 3]) == 2 / 16
+    assert sign_flip(wins, range(8)) == 2 / 256
 
 
 def test_images_without_difference_change_nothing() -> None:
-    assert sign_flip_p_value([1, 2, 3, 0, 0, 5, -5], [1, 2, 3, 4, 5, 6, 6]) == 0.25
+    assert sign_flip([1, 2, 3, 0, 0, 5, -5], [1, 2, 3, 4, 5, 6, 6]) == 0.25
 
 
 def test_sign_flip_rounding_errors_are_hits() -> None:
     # .1 + .2 and .3 are different floats: without a margin, sums equal to the one seen get lost.
     # Sums .1, .2, .3, -.4: seen .2. In tenths, 1 +- 2 +- 3 +- 4 = 10, 2, 4, -4, 6, -2, 0, -8, of
     # which seven are at least 2 in size, and as many of the eight with -1: p = 7/8.
-    assert sign_flip_p_value([0.1, 0.2, 0.3, -0.4], [1, 2, 3, 4]) == 7 / 8
+    assert sign_flip([0.1, 0.2, 0.3, -0.4], [1, 2, 3, 4]) == 7 / 8
 
 
 def test_drawn_sign_flips_agree_with_the_exact_value() -> None:
     # 20 images, 16 won and 4 lost by one each: the binomial's 2 * P(X <= 4) = 2 * 6196 / 2**20.
     differences = [1] * 16 + [-1] * 4
     exact = 2 * (1 + 20 + 190 + 1140 + 4845) / 2**20  # .01182
-    p_value = sign_flip_p_value(differences, range(20))
+    p_value = sign_flip(differences, range(20))
     assert p_value == pytest.approx(exact, abs=0.004)  # standard error .0011
-    assert sign_flip_p_value(differences, range(20)) == p_value
-    assert sign_flip_p_value(differences, range(20), seed=1) != p_value
+    assert sign_flip(differences, range(20)) == p_value
+    assert sign_flip(differences, range(20), seed=1) != p_value
 
 
 def test_drawn_p_value_is_never_zero() -> None:
-    assert sign_flip_p_value([1] * 60, range(60)) == 1 / 10_000
+    assert sign_flip([1, 2] * 30, range(60)) == 1 / 10_000
 
 
 def test_sign_flip_agrees_with_scipy() -> None:
@@ -357,7 +359,7 @@ def test_sign_flip_agrees_with_scipy() -> None:
     reference = permutation_test(
         (sums,), lambda x, axis: x.mean(axis=axis), permutation_type="samples", vectorized=True
     )
-    assert sign_flip_p_value(sums, range(12)) == pytest.approx(reference.pvalue)
+    assert sign_flip(sums, range(12)) == pytest.approx(reference.pvalue)
 
 
 def test_sign_flip_p_values_are_uniform_under_the_null() -> None:
@@ -366,9 +368,9 @@ def test_sign_flip_p_values_are_uniform_under_the_null() -> None:
     rejected = ignored = 0
     for trial in range(400):
         differences = np.repeat(rng.normal(size=12), 4) + 0.3 * rng.normal(size=48)
-        rejected += sign_flip_p_value(differences, np.repeat(range(12), 4)) <= 0.05
+        rejected += sign_flip(differences, np.repeat(range(12), 4)) <= 0.05
         if trial < 100:
-            ignored += sign_flip_p_value(differences, range(48)) <= 0.05
+            ignored += sign_flip(differences, range(48)) <= 0.05
     assert 8 <= rejected <= 34  # 20 +- 3.2 standard deviations
     assert ignored > 20  # of 100, where 5 are expected: what forgetting the images does
 
@@ -416,7 +418,7 @@ def test_interval_is_the_bootstrap_of_the_differences() -> None:
     interval = cluster_bootstrap(tuned - base, clusters, seed=5)
     assert (result.low, result.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
     assert result.minimum_detectable_difference == pytest.approx(
-        2.801585 * clustered_standard_error(tuned - base, clusters)
+        minimum_detectable_difference(tuned - base, clusters)
     )
 
 
@@ -447,7 +449,6 @@ def test_one_cluster_gives_a_difference_only() -> None:
     assert result.test is None
     assert (result.wins, result.ties, result.losses, result.n_clusters) == (2, 1, 0, 1)
     assert "one cluster" in result.note
-    assert sign_flip_p_value([1, 1], [4, 4]) is None
 
 
 @pytest.mark.parametrize(
@@ -470,12 +471,7 @@ def test_bad_rows_are_named(base: list, tuned: list, clusters: list, message: st
 
 @pytest.mark.parametrize(
     "function",
-    [
-        cluster_bootstrap,
-        clustered_standard_error,
-        minimum_detectable_difference,
-        sign_flip_p_value,
-    ],
+    [cluster_bootstrap, minimum_detectable_difference],
 )
 def test_bad_rows_are_named_everywhere(function) -> None:
     with pytest.raises(ValueError, match=r"\[2\] is nan"):
