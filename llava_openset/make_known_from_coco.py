@@ -34,6 +34,7 @@ def main() -> None:
         toy_defaults=toy_defaults(),
         prepare_toy=prepare_toy_data,
     )
+    print(f"reading {options.places()[0]}", flush=True)
     if options.dry_run:
         plan = plan_split(options)
         drawn = draw_samples(plan, decode=False)
@@ -49,8 +50,8 @@ def main() -> None:
 
 def print_counts(plan: Plan, drawn: Drawn) -> None:
     """The rules, how many samples a class has, and what was left out."""
-    print(f"{plan.annotations}: {len(plan.instances.images)} pictures")
-    for sentence in rules_in_words(plan.rules, len(plan.known)):
+    print(f"{len(plan.instances.images)} pictures; the rules:")
+    for sentence in rules_in_words(plan.rules, len(plan.known), len(plan.unknown)):
         print(f"  {sentence}")
     width = max(map(len, (*plan.known, *plan.unknown)))
     print(f"{'':{width}}  {'':7}  validation  test  candidates")

@@ -89,10 +89,13 @@ class SampleOptions:
     )
     unknown_total: int | None = field(
         default=None,
-        metadata={"help": "unknown test samples in all; default: as many as known; 0: only own"},
+        metadata={
+            "help": "unknown test samples, the classes in turn; default: as many as known, or "
+            "--unknown_per_class of each; 0: none but your own pictures"
+        },
     )
     unknown_per_class: int | None = field(
-        default=None, metadata={"help": "instead: so many of each unknown class"}
+        default=None, metadata={"help": "test samples of an unknown class at most"}
     )
     min_per_class: int = field(
         default=5, metadata={"help": "fewer test samples of a known class than this are an error"}

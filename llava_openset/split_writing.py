@@ -225,11 +225,12 @@ def caveats(plan: Plan, synthetic: bool) -> list[str]:
         else "LLaVA-1.5 and BLIP-2 were trained on COCO's pictures: unknown means outside the "
         "given list, not never seen."
     )
-    said = [
-        first,
-        "Validation and test part have the same unknown classes, so a threshold has seen their "
-        "kind, though never their pictures.",
-    ]
+    said = [first]
+    if plan.rules.validation_per_class:
+        said.append(
+            "Validation and test part have the same unknown classes, so a threshold has seen "
+            "their kind, though never their pictures."
+        )
     if not synthetic:
         said.append("An object of a class that nobody annotated may be in a picture all the same.")
     if plan.rules.unit == "crop":

@@ -15,7 +15,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import cycle
 from typing import Literal
 
 from shared.coco import Annotation, ImageEntry, Instances
@@ -25,9 +24,9 @@ COURSE_CLASSES = (
     "person", "dog", "cat", "car", "bus", "bicycle", "train", "truck", "airplane", "boat", "tv",
     "laptop",
 )  # fmt: skip
-PARTS = ("validation", "test")
-
 Part = Literal["validation", "test"]
+PARTS: tuple[Part, ...] = ("validation", "test")
+
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels of the picture
 
 
@@ -43,8 +42,8 @@ class Rules:
     mixed: Literal["keep", "drop"] = "keep"
     n_per_class: int = 20
     validation_per_class: int = 10
-    unknown_total: int | None = None  # None: as many as known ones
-    unknown_per_class: int | None = None
+    unknown_total: int | None = None  # None: as many as known ones, or by unknown_per_class
+    unknown_per_class: int | None = None  # at most
     min_per_class: int = 5
     seed: int = 0
 
@@ -61,8 +60,6 @@ class Rules:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise UserError(f"--{name} {value}: at least {lowest}")
-        if self.unknown_total is not None and self.unknown_per_class is not None:
-            raise UserError("give --unknown_total or --unknown_per_class, not both")
 
     @property
     def least(self) -> int:
@@ -315,8 +312,8 @@ def choose_known(instances: Instances, count: int, rules: Rules) -> tuple[list[s
             return known, passed_over
     raise UserError(
         f"--known_count {count}: only {len(known)} classes have {rules.least} test "
-        "pictures by these rules. Take --split train2017, --unit crop, a smaller "
-        "--min_area_share or --min_per_class"
+        "pictures by these rules. Take a larger --split (train2017), looser shares or a "
+        "smaller --min_per_class"
     )
 
 
@@ -329,8 +326,8 @@ def draw(
 ) -> Drawn:
     """Takes candidates in order; one with a problem is named, and the next takes its place.
 
-    Unknown ones are taken class after class in turn until their total is reached, or
-    `unknown_per_class` of each. What cannot be had stands in `missing`.
+    Unknown ones are taken class after class in turn, at most `unknown_per_class` of each, until
+    their total is reached. What cannot be had stands in `missing`.
     """
     drawn = Drawn()
     waiting = {
@@ -348,37 +345,49 @@ def draw(
             drawn.problems.append(problem)
         return False
 
-    def take_each(names: Sequence[str], n_test: int) -> None:
-        for name in names:
-            for part, wanted in rules.with_validation(n_test).items():
-                got = 0
-                while got < wanted and take(name, part):
-                    got += 1
-                if got < wanted:
-                    drawn.missing[name, part] = wanted - got
-
-    take_each(known, rules.n_per_class)
-    if rules.unknown_per_class is not None:
-        take_each(unknown, rules.unknown_per_class)
-        return drawn
-    total = rules.unknown_total
-    if total is None:
-        total = len(known) * rules.n_per_class
+    for name in known:
+        for part, wanted in rules.with_validation(rules.n_per_class).items():
+            got = 0
+            while got < wanted and take(name, part):
+                got += 1
+            if got < wanted:
+                drawn.missing[name, part] = wanted - got
+    totals, each = unknown_numbers(rules, len(known), len(unknown))
     order = sorted(unknown, key=lambda name: (fraction(rules.seed, "class", name), name))
-    for part, wanted in rules.with_validation(total).items():
-        exhausted: set[str] = set()
-        for name in cycle(order):
-            if not wanted or len(exhausted) == len(order):
-                break
-            if name in exhausted:
-                continue
-            if take(name, part):
-                wanted -= 1
-            else:
-                exhausted.add(name)
+    for part, wanted in totals.items():
+        taken = dict.fromkeys(order, 0)
+        open_classes = order
+        while wanted and open_classes:
+            still_open = []
+            for name in open_classes:
+                if not wanted:
+                    break
+                if taken[name] == each[part]:
+                    continue
+                if take(name, part):
+                    taken[name] += 1
+                    wanted -= 1
+                    still_open.append(name)
+            open_classes = still_open
         if wanted:
             drawn.missing["unknown", part] = wanted
     return drawn
+
+
+def unknown_numbers(
+    rules: Rules, n_known: int, n_unknown: int
+) -> tuple[dict[Part, int], dict[Part, int | None]]:
+    """Of each part how many unknown samples in all, and how many of a class at most (None: any)."""
+    each = (
+        None if rules.unknown_per_class is None else rules.with_validation(rules.unknown_per_class)
+    )
+    if rules.unknown_total is not None:
+        totals = rules.with_validation(rules.unknown_total)
+    elif each is not None:
+        totals = {part: n * n_unknown for part, n in each.items()}
+    else:
+        totals = rules.with_validation(n_known * rules.n_per_class)
+    return totals, dict.fromkeys(PARTS) if each is None else dict(each)
 
 
 def check_enough(
@@ -392,8 +401,9 @@ def check_enough(
     is no unknown one although some were asked for. The message has the reasons in `left_out`."""
     reasons = sorted(left_out.items(), key=lambda item: -item[1])
     listed = "".join(f"\n  {n} x {reason}" for reason, n in reasons) or " nothing"
+    other_unit = "--unit crop, " if rules.unit == "image" else "a smaller --min_side, "
     mend = (
-        "Take --split train2017, --unit crop, looser shares or other classes. Left out were:"
+        f"Take a larger --split, {other_unit}looser shares or other classes. Left out were:"
         + listed
     )
     few = {name: n for name in known if (n := drawn.count(name, "test")) < rules.least}
@@ -411,7 +421,7 @@ def check_enough(
         )
 
 
-def rules_in_words(rules: Rules, n_known: int) -> list[str]:
+def rules_in_words(rules: Rules, n_known: int, n_unknown: int) -> list[str]:
     """The rules as sentences, for the console and the report."""
     if rules.unit == "image":
         unit = (
@@ -427,12 +437,9 @@ def rules_in_words(rules: Rules, n_known: int) -> list[str]:
             f"no other class cover more than {rules.max_other_share:g} of the crop."
         )
     kept = "may show unknown ones within that share" if rules.mixed == "keep" else "show none"
-    total = n_known * rules.n_per_class if rules.unknown_total is None else rules.unknown_total
-    unknown = (
-        f"{total} unknown ones, one class after the other in turn"
-        if rules.unknown_per_class is None
-        else f"{rules.unknown_per_class} of each unknown class"
-    )
+    totals, each = unknown_numbers(rules, n_known, n_unknown)
+    limit = "" if each["test"] is None else f", at most {each['test']} of each"
+    unknown = f"{totals['test']} unknown ones, the unknown classes in turn{limit}"
     return [
         unit,
         f"Unknown samples show no known class at all; a crowd counts. Known samples {kept}.",

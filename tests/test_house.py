@@ -52,6 +52,10 @@ WITHOUT_TORCH = (
     "llava_repro.score",
     "llava_repro.evaluate",
     "llava_repro.compare",
+    "shared.coco",
+    "llava_openset.splitting",
+    "llava_openset.samples",
+    "llava_openset.make_known_from_coco",
 )
 
 

@@ -303,6 +303,9 @@ def test_counts_of_parts_and_unknown_ones() -> None:
     assert sum(validation for validation, _ in total) == 3  # 2.5, rounded up
     assert max(test for _, test in total) == 3
     assert counts(unknown_per_class=3)[2:] == [(2, 3), (2, 3)]
+    assert counts(unknown_per_class=3, unknown_total=5)[2:] in ([(1, 2), (2, 3)], [(2, 3), (1, 2)])
+    assert counts(unknown_per_class=2, unknown_total=50)[2:] == [(1, 2), (1, 2)]
+    assert counts(unknown_per_class=3, unknown_total=0)[2:] == [(0, 0), (0, 0)]
     assert counts(unknown_total=0)[2:] == [(0, 0), (0, 0)]
     assert counts(validation_per_class=0) == [(0, 8)] * 4
 
@@ -379,7 +382,7 @@ def test_drawn_classes_grow_with_their_number_and_pass_over_the_rare() -> None:
         ({"n_per_class": 0}, "--n_per_class 0"),
         ({"validation_per_class": -1}, "--validation_per_class -1"),
         ({"unknown_total": -1}, "--unknown_total -1"),
-        ({"unknown_total": 5, "unknown_per_class": 5}, "not both"),
+        ({"unknown_per_class": 0}, "--unknown_per_class 0"),
         ({"min_per_class": 0}, "--min_per_class 0"),
     ],
 )
@@ -389,12 +392,12 @@ def test_impossible_rules(options: dict[str, Any], message: str) -> None:
 
 
 def test_the_rules_are_told_with_their_numbers() -> None:
-    text = " ".join(rules_in_words(Rules(min_area_share=0.2, n_per_class=7), 12))
+    text = " ".join(rules_in_words(Rules(min_area_share=0.2, n_per_class=7), 12, 68))
     assert "0.2" in text
     assert "7 of each known class, 84 unknown ones" in text
-    text = " ".join(rules_in_words(Rules(unit="crop", context=0.3, unknown_per_class=4), 12))
+    text = " ".join(rules_in_words(Rules(unit="crop", context=0.3, unknown_per_class=4), 12, 68))
     assert "enlarged by 0.3" in text
-    assert "4 of each unknown class" in text
+    assert "272 unknown ones, the unknown classes in turn, at most 4 of each" in text
 
 
 def test_the_course_s_twelve() -> None:
