@@ -1,0 +1,99 @@
+"""Any pictures, asked by one protocol: answer, scores, and known or unknown at a threshold.
+
+Used by predict.py, and by whatever shows single pictures. A protocol is named by its key (course,
+freetext-VARIANT, likelihood); two_query needs the right class and so cannot be asked here.
+
+    for picture in classify(model, "likelihood", ["a.jpg"], ["dog", "cat"], "What is it?"):
+        print(verdict(picture.outcome, "max_softmax", 0.6))
+
+Reads the pictures; writes nothing. No torch: the model brings it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from llava_openset.prompts import PLAIN_FORM, TEMPLATES
+from llava_openset.protocols import (
+    CHOICE_PROTOCOLS,
+    UNKNOWN,
+    Outcome,
+    Query,
+    choices_of,
+    job_of,
+    outcome_of,
+)
+from llava_openset.samples import Sample
+from shared.answering import answer_batch, score_batch
+from shared.images import open_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from shared.vision_language import VisionLanguage
+
+KEYS = tuple(key for key in TEMPLATES if key != "two_query")
+CHOICE_BATCH_SIZE = 16
+Verdict = Literal["known", "unknown"]
+
+
+@dataclass(frozen=True)
+class Classified:
+    """A picture's record (with status and error) and what it says."""
+
+    name: str
+    record: Mapping[str, Any]
+    outcome: Outcome
+
+
+def classify(
+    model: VisionLanguage,
+    key: str,
+    pictures: Sequence[str],
+    classes: Sequence[str],
+    question: str,
+    *,
+    form: str = PLAIN_FORM,
+    normalisation: Literal["mean", "sum"] = "mean",
+    batch_size: int = 16,
+    open_picture: Callable[[str], Image] = open_image,
+) -> Iterator[Classified]:
+    """Each picture in order; one that cannot be read has a record with status "error"."""
+    protocol, _, variant = key.partition("-")
+    queries = [
+        Query(protocol, variant or None,
+              Sample(sample_id=str(i), path=Path(name), file=name, label="", known=False,
+                     part="test"))
+        for i, name in enumerate(pictures)
+    ]  # fmt: skip
+    for start in range(0, len(queries), batch_size):
+        batch = queries[start : start + batch_size]
+        jobs = [job_of(query, classes, question, form) for query in batch]
+        if protocol in CHOICE_PROTOCOLS:
+            records = score_batch(
+                model, jobs, choices_of, lambda q: open_picture(q.image_name), "mean",
+                CHOICE_BATCH_SIZE,
+            )  # fmt: skip
+        else:
+            records = answer_batch(model, jobs, lambda q: open_picture(q.image_name))
+        for query, record in zip(batch, records, strict=True):
+            outcome = outcome_of(query, record, classes, normalisation)
+            yield Classified(query.sample.file, record, outcome)
+
+
+def verdict(outcome: Outcome, score: str, threshold: float | None) -> Verdict | None:
+    """Known when a class is predicted and its score reaches the threshold.
+
+    Without a threshold the answer alone decides; a likelihood, which always predicts some class,
+    then decides nothing: None, as for an error.
+    """
+    if outcome.prediction is None:
+        return None
+    if outcome.prediction == UNKNOWN:
+        return "unknown"
+    if threshold is None:
+        return None if outcome.class_probabilities is not None else "known"
+    return "known" if outcome.scores[score] >= threshold else "unknown"
