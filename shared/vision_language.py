@@ -210,7 +210,8 @@ class VisionLanguage:
         """Why the likelihood of these choices behind this prompt cannot be computed, or None."""
         if not choices:
             return "no choice is given"
-        special = self.special_ids()
+        special, length = self.special_ids(), self.family.max_length
+        n_prompt = len(self.family.prompt_ids(prompt, self.family.n_image_tokens))
         for choice in choices:
             problem = text_problem(choice)
             if problem:
@@ -220,8 +221,11 @@ class VisionLanguage:
                 return f"choice {choice!r} is empty"
             if special & set(ids):
                 return f"choice {choice!r} holds a special token of the model"
-            if len(ids) > self.max_new_tokens:
-                return f"choice {choice!r} has more than {self.max_new_tokens} tokens"
+            if length is not None and n_prompt + len(ids) > length:
+                return (
+                    f"choice {choice!r} has {len(ids)} tokens, the prompt {n_prompt}; the model "
+                    f"has room for {length}"
+                )
         return None
 
     def special_ids(self) -> set[int | None]:
@@ -352,7 +356,7 @@ class VisionLanguage:
         of prompt i, None for one without."""
         family = self.family
         state = self.start(features, picture_index, prompts)
-        ends = torch.tensor(sorted(family.end_ids), device=self.device)
+        ends = torch.tensor(sorted(family.end_ids), dtype=torch.long, device=self.device)
         done = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
         tokens: list[Tensor] = []  # (B,) a step
         log_probs: list[Tensor] = []

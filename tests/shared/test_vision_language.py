@@ -274,6 +274,59 @@ def test_likelihoods_are_those_of_whole_forward_passes(
     assert len({round(score.log_prob, 3) for score in scores[0]}) == len(CHOICES)
 
 
+def test_likelihoods_with_a_sliding_window(
+    tiny_llava_folder: Callable[..., Path], tmp_path: Path, photos: list
+) -> None:
+    """Mistral's cache keeps the last keys alone; the prompt is longer than the window."""
+    folder = copied(tiny_llava_folder("clip", "mistral"), tmp_path / "mistral")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["sliding_window"] = 12
+    (folder / "config.json").write_text(json.dumps(config))
+    asker = load_vision_language(str(folder), device="cpu", dtype="float64")
+    features = asker.encode_images(photos)
+    for batch_size in (2, 16):
+        scores = asker.choice_log_probs(
+            features, [0, 1], PROMPTS[:2], [CHOICES, CHOICES], batch_size
+        )
+        state = asker.start(features, [0], ["a"])
+        assert any(layer.is_sliding for layer in state.cache.layers)
+        for found, picture, prompt in zip(scores, (0, 1), PROMPTS[:2], strict=True):
+            with torch.no_grad():
+                wanted = [whole_pass(asker, photos[picture], prompt, c)[0] for c in CHOICES]
+            assert [s.log_prob for s in found] == pytest.approx(wanted, abs=1e-4, rel=0)
+
+
+def test_answers_and_scores_of_files_on_disk(
+    askers: dict[str, VisionLanguage], photos: list, tmp_path: Path
+) -> None:
+    """Through `answer_questions` and `score_choices`, a job without a picture among them."""
+    from shared.answering import Job, answer_questions, score_choices
+    from shared.vqav2 import Question
+
+    jobs = []
+    for i, photo in enumerate([*photos, None]):
+        path = None if photo is None else tmp_path / f"{i}.png"
+        if photo is not None:
+            photo.save(path)
+        name = "" if path is None else path.name
+        jobs.append(Job(Question(f"q{i}", path, name, i, PROMPTS[0], ()), PROMPTS[0]))
+    asker = askers["llava_llama"]
+    settings = {"batch_size": 3, "progress": False}
+    answered = answer_questions(asker, jobs, tmp_path / "a.jsonl", **settings)
+    scored = score_choices(
+        asker, jobs, tmp_path / "c.jsonl", choices=lambda job: CHOICES[:2], **settings
+    )
+    features = asker.encode_images(photos)
+    for i in range(4):
+        shown = [i] if i < 3 else [None]
+        (said,) = asker.answer(features, shown, PROMPTS[:1])
+        assert answered[f"q{i}"]["answer"] == said.answer
+        (scores,) = asker.choice_log_probs(features, shown, PROMPTS[:1], [CHOICES[:2]])
+        assert scored[f"q{i}"]["choice_log_probs"] == pytest.approx(
+            [score.log_prob for score in scores], rel=1e-4
+        )
+
+
 def test_probabilities_of_all_single_tokens_sum_to_one(
     askers: dict[str, VisionLanguage], photos: list
 ) -> None:
@@ -470,7 +523,7 @@ def test_choices_that_cannot_be_scored_are_told(askers: dict[str, VisionLanguage
         ([], "no choice is given"),
         (["red", " "], "choice ' ' is empty"),
         (["red", "blue<|im_end|>"], "holds a special token"),
-        (["red", "x" * 11], "more than 10 tokens"),
+        (["red", "x" * 500], "has 500 tokens, the prompt"),
         (["\ud83d"], "half a character"),
     ):
         assert reason in (asker.choices_problem("a", choices) or "")
@@ -656,6 +709,31 @@ def test_an_adapter_of_llavas_experiment_with_its_projector(
     base = askers["llava_llama"]
     before = base.answer(base.encode_images(photos), [0, 1, 2], PROMPTS[:3])
     assert [a.raw_output for a in before] != [a.raw_output for a in found]
+
+
+@pytest.mark.slow
+def test_an_adapter_on_a_four_bit_base(
+    folders: dict[str, Path], tmp_path: Path, photos: list
+) -> None:
+    """peft must be told that the layers are of 4 bits; both ways quantise the same weights."""
+    pytest.importorskip("bitsandbytes")
+    from llava_repro.answering import LlavaAnswerer, load_llava
+    from llava_repro.asking import human_text
+
+    folder = folders["llava_llama"]
+    adapter = str(llava_adapter(folder, tmp_path / "adapter"))
+    asker = load_vision_language(str(folder), "nf4", device="cpu", adapter=adapter)
+    own = LlavaAnswerer(*load_llava(str(folder), "nf4", device="cpu", adapter=adapter))
+    kinds = {type(module).__name__ for module in asker.family.model.modules()}
+    assert "Linear4bit" in kinds
+    features, theirs = asker.encode_images(photos[:1]), own.encode_images(photos[:1])
+    (scores,) = asker.choice_log_probs(features, [0], PROMPTS[:1], [CHOICES])
+    rows = [asker.family.choice_ids(choice, asker.family.lead("a")) for choice in CHOICES]
+    prompt = own.prompt_ids([("human", human_text(PROMPTS[0], 1))])
+    expected = own.answer_log_probs(theirs[[0] * len(rows)], [prompt] * len(rows), rows)
+    assert [score.log_prob for score in scores] == pytest.approx(
+        [float(log_probs.sum()) for log_probs in expected], rel=1e-3
+    )
 
 
 def test_adapters_that_do_not_fit_here_say_what_to_give(
