@@ -49,13 +49,14 @@ FUNCTION = META | words_of(
     central prominent focus foreground answer answers result prediction predicted output final
     response question above below following listed belong belongs belonging match matches
     matching fit fits applicable unknown unidentified unidentifiable unrecognizable unrecognized
-    undetermined indeterminate unspecified unclassified uncertain unclear unsure unlisted sorry
-    apologies please thanks thank course help assist information enough visible present absent
-    missing blurry blurred dark blank unfortunately confidence score text model assistant user
-    ai language doubt case kind type sort instead actually again even still now well hello hi ie
-    eg na nan null true false oh hm necessarily visual content contents details without cannot
-    apparent recognizable recognisable
-    identifiable discernible determined detected shape shapes figure figures
+    undetermined indeterminate unspecified unclassified uncertain unclear unsure unlisted
+    unlabeled unlabelled sorry apologies please thanks thank course help assist information
+    enough visible present absent missing blurry blurred dark blank unfortunately confidence
+    score text model assistant user ai language doubt case kind type sort instead actually again
+    even still now well hello hi ie eg na nan null true false oh hm necessarily visual content
+    contents details without cannot apparent apologize apologise afraid upload insufficient
+    recognizable recognisable identifiable discernible determined detected shape shapes figure
+    figures
     """
 )
 FUNCTION_ZH = frozenset(
@@ -68,7 +69,18 @@ FUNCTION_ZH = frozenset(
 BODY = words_of(
     """
     head face hand hands arm arms leg legs foot feet paw paws nose eye eyes ear ears mouth back
-    body neck hair finger fingers fur silhouette portrait picture photo image profile
+    body neck hair finger fingers fur tail tails silhouette portrait picture photo image profile
+    """
+)
+# Verbs that follow a name in a caption; by their ending alone "building" would be one.
+VERBS = words_of(
+    """
+    sitting standing lying laying laid running walking eating drinking holding riding playing
+    sleeping hanging resting crying smiling laughing wearing looking floating growing flying
+    jumping waiting driving crawling moving swimming grazing surfing skiing talking using working
+    posing barking traveling travelling taking going coming getting making being having leaning
+    placed parked filled covered peeled sliced cut cooked tied made seated dressed surrounded
+    topped mounted attached docked perched stacked served
     """
 )
 COLOURS = words_of("white black red green blue yellow brown grey gray purple pink gold silver tan")

@@ -27,6 +27,7 @@ from llava_openset.answer_words import (
     COLOURS,
     FUNCTION,
     FUNCTION_ZH,
+    VERBS,
     ZH_LEFT,
     ZH_RIGHT,
     Key,
@@ -36,7 +37,7 @@ from llava_openset.answer_words import (
     key_of,
     normalise,
     tokens_of,
-)  # fmt: skip
+)
 from llava_openset.negation import silenced
 
 __all__ = ["keyword_match", "match_answer", "normalise", "plural", "synonyms"]
@@ -177,7 +178,7 @@ class Matcher:
             head = self._head(key, words, end)
             if head:
                 end, meaning = end + len(head), self.classes_of(head)
-            elif self._only_modifies(key, tokens, at, bool(found)):
+            elif self._only_modifies(key, tokens, at):
                 at = end
                 continue
             found.append(Mention(at, end, meaning))
@@ -208,24 +209,25 @@ class Matcher:
                 return head
         return None
 
-    def _only_modifies(self, key: Key, tokens: list[Token], at: int, not_first: bool) -> bool:
+    def _only_modifies(self, key: Key, tokens: list[Token], at: int) -> bool:
         """Whether the name belongs to another noun: "a man's hat", "an orange cat"."""
         end = at + len(key)
         after = tokens[end] if end < len(tokens) else None
         free = after is None or not after.text.isalpha() or after.article
-        goes_on = not free and after.text not in FUNCTION and not after.text.endswith("ing")
+        goes_on = not free and after.text not in FUNCTION and after.text not in VERBS
         if tokens[end - 1].owner:
             return goes_on and after.text not in BODY
-        entry = _data()["classes"].get(" ".join(key), {})
-        if not entry.get("adjective_too"):
+        entry = _data()["classes"].get(_vocabulary().get(key) or "", {})
+        if " ".join(key) not in entry.get("adjective_too", ()):
             return False
         coloured = (
             not free and after.text == "and" and tokens[end + 1 : end + 2]
             and tokens[end + 1].text in COLOURS
         )  # fmt: skip
         predicate = (
-            not_first and at > 0 and not tokens[at].article
+            at > 0 and not tokens[at].article
             and tokens[at - 1].text in ("is", "are", "in", "bright", "light", "dark")
+            and any(map(_is_content, tokens[:at]))
         )  # fmt: skip
         return bool(goes_on or coloured or predicate)
 
@@ -248,15 +250,18 @@ class Matcher:
             return AMBIGUOUS
         if certain:
             return next(iter(certain))
-        rest = (t.text for i, t in enumerate(tokens) if i not in covered | silent | blank)
-        return UNKNOWN if named or any(_is_content(word) for word in rest) else ABSTAIN
+        nothing = covered | silent | blank
+        rest = [token for i, token in enumerate(tokens) if i not in nothing]
+        return UNKNOWN if named or any(map(_is_content, rest)) else ABSTAIN
 
 
-def _is_content(word: str) -> bool:
+def _is_content(token: Token) -> bool:
     """Whether a word may name a thing: no function word, number, letter of an option or mark."""
-    if is_chinese(word):
-        return word not in FUNCTION_ZH
-    return len(word) > 1 and not word[0].isdigit() and word not in FUNCTION
+    if is_chinese(token.text):
+        return token.text not in FUNCTION_ZH
+    if token.text in ("can", "match"):
+        return token.article  # "a can" is a thing, "it can be" names none
+    return len(token.text) > 1 and not token.text[0].isdigit() and token.text not in FUNCTION
 
 
 def _exact_names(classes: Sequence[str]) -> dict[Key, str]:

@@ -14,6 +14,7 @@ from llava_openset.answer_words import (
     MARKS,
     META,
     SOFT_MARKS,
+    VERBS,
     Key,
     Mention,
     Token,
@@ -61,7 +62,7 @@ CUES: dict[Key, str] = {
     **dict.fromkeys(
         _phrases(
             "unknown,unidentified,unidentifiable,unrecognizable,unrecognized,undetermined,"
-            "indeterminate,unspecified,unclassified,unlisted,未 知,不 明"
+            "indeterminate,unspecified,unclassified,unlisted,unlabeled,未 知,不 明"
         ),
         "blank",
     ),
@@ -76,12 +77,16 @@ CLAUSE_WORDS = words_of(
     """
 )
 CLAUSE_ENDS = words_of("but however although though yet because whereas 但 却 而")
-NOUN_ENDS = CLAUSE_ENDS | words_of(
-    """
+NOUN_ENDS = (
+    CLAUSE_ENDS
+    | VERBS
+    | words_of(
+        """
     is are was were be has have can will in on at with next near behind under beside by from
     inside outside over above around against through while that which who where standing just
     only 是 的
     """
+    )
 )
 VISIBLE = words_of("visible present shown seen there here depicted found absent")
 
@@ -111,6 +116,8 @@ def silenced(tokens: list[Token], mentions: list[Mention]) -> tuple[set[int], se
         # "it looks like a dog, but it is actually a wolf"
         if word in ("but", "however") and {"actually", "really"} & set(words[at : at + 5]):
             silent.update(range(_before(HARD_MARKS, words, at) + 1, at))
+        if word in ("absent", "missing") and at and words[at - 1] in ("is", "are", "was", "were"):
+            silent.update(_subject(words, taken, at))
     for first, behind, kind in _cues(tokens, taken):
         after = words[behind] if behind < len(words) else "\n"
         if kind == "skip" or first in silent:
@@ -124,7 +131,9 @@ def silenced(tokens: list[Token], mentions: list[Mention]) -> tuple[set[int], se
                 silent.update(range(_before(MARKS, words, first - 1) + 1, first))
         else:
             if _denies_presence(words, first, behind) or words[first:behind] == ["不", "在"]:
-                silent.update(range(_before(MARKS, words, first) + 1, first))
+                silent.update(_subject(words, taken, first))
+            if first > 1 and words[first - 2] == "there":
+                kind = "noun"  # "there is not a dog on the couch": the couch is there
             silent.update(_scope(tokens, starts, first, behind, kind))
     return silent, blank
 
@@ -135,6 +144,17 @@ def _next_mark(words: list[str], at: int) -> int:
 
 def _before(marks: frozenset[str], words: list[str], at: int) -> int:
     return next((i for i in range(at - 1, -1, -1) if words[i] in marks), -1)
+
+
+def _subject(words: list[str], taken: set[int], verb: int) -> range:
+    """What stands before a verb, back to a mark; over commas as far as a list of names goes."""
+    start = _before(MARKS, words, verb)
+    while start > 0 and words[start] in SOFT_MARKS:
+        earlier = _before(MARKS, words, start)
+        if not set(range(earlier + 1, start)) <= taken:
+            break
+        start = earlier
+    return range(start + 1, verb)
 
 
 def _denies_presence(words: list[str], first: int, behind: int) -> bool:
@@ -163,26 +183,20 @@ def _scope(
             break
         elif of_a_noun and word in ("from", "in", "on") and words[at + 1 : at + 2] == ["list"]:
             at += 2
-        elif (
-            word in ends
-            or (of_a_noun and word.endswith("ing"))
-            or (
-                covers_a_name
-                and (
-                    # "not a dog it is a cat", "not a dog and it is a cat", "no dogs and a cat"
-                    (
-                        word in ("it", "this", "that")
-                        and words[at - 1] not in ("if", "whether", "that")
-                    )
-                    or (word == "and" and at + 1 < len(words) and tokens[at + 1].article)
-                    or (word == "and" and words[at + 1 : at + 2] and words[at + 1] in CLAUSE_WORDS)
-                )
-            )
-        ):
+        elif word in ends or (covers_a_name and _starts_anew(tokens, at)):
             break
         else:
             at += 1
     return range(first + (kind == "copy"), at)
+
+
+def _starts_anew(tokens: list[Token], at: int) -> bool:
+    """ "not a dog it is a cat", "not a dog and it is a cat", "no dogs and a cat"."""
+    if tokens[at].text in ("it", "this", "that"):
+        return tokens[at - 1].text not in ("if", "whether", "that")
+    if tokens[at].text != "and" or at + 1 == len(tokens):
+        return False
+    return tokens[at + 1].article or tokens[at + 1].text in CLAUSE_WORDS
 
 
 def _list_goes_on(tokens: list[Token], starts: dict[int, Mention], mark: int) -> bool:
