@@ -56,6 +56,7 @@ WITHOUT_TORCH = (
     "llava_openset.splitting",
     "llava_openset.samples",
     "llava_openset.make_known_from_coco",
+    "llava_openset.matching",
 )
 
 
