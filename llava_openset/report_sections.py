@@ -1,0 +1,459 @@
+"""The sections of a run's report: figures side by side, curves, classes, the course's four, cases.
+
+Each function turns a run of `run_reading` into blocks of `shared.report`; the figures are those of
+metrics.json, the paired tests those of `paired`. Only the gallery opens files: its pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llava_openset.report_cases import no_threshold
+from llava_openset.report_texts import in_words
+from llava_openset.run_reading import DECISIONS, LEFT_OUT, RANKING, OpenSetRun
+from shared.comparison_sections import flat
+from shared.report import (
+    Block,
+    Chart,
+    Charts,
+    CopyBox,
+    Row,
+    Table,
+    Text,
+    Tone,
+    csv_table,
+    markdown_table,
+    p_value,
+)
+from shared.significance import wilson_interval
+
+Words = Mapping[str, str]
+Entry = Mapping[str, Any]
+ChartsByName = Mapping[str, Chart]
+
+FEW = 20  # fewer samples than this behind a class's figure are said to be few
+RATES = {
+    "closed_set_accuracy", "known_accept_rate", "known_correct_and_accepted",
+    "unknown_reject_rate", "normalised_accuracy", "fpr95_known_positive", "fpr95_unknown_positive",
+}  # fmt: skip
+# Published for the course experiment: LLaVA-1.5-7B in 4 bit, 240 pictures of 12 classes, 30 own
+# ones. Counts (successes, n) that give its percentages: 75.4, 85.0, 88.7 and 86.7.
+COURSE = {
+    "closed_set_accuracy": (181, 240),
+    "predicted_as_known": (204, 240),
+    "accuracy_among_those": (181, 204),
+    "unknown_predicted_as_unknown": (26, 30),
+}
+MATCHES = ("class", "unknown", "abstain", "ambiguous", "error")
+COUNTS = ("expected", "answered", "errors", "missing", "empty", "cut")
+
+
+def rate(entry: Entry) -> str:
+    """55.2 [45.0, 65.0], in percent."""
+    return _with_limits(entry, 100, ".1f")
+
+
+def ranked(entry: Entry) -> str:
+    """0.712 [0.640, 0.780]"""
+    return _with_limits(entry, 1, ".3f")
+
+
+def shown(name: str, entry: Entry) -> str:
+    return rate(entry) if name in RATES else ranked(entry)
+
+
+def _with_limits(entry: Entry, unit: float, form: str) -> str:
+    if entry["value"] is None:
+        return "–"
+    text = f"{unit * entry['value']:{form}}"
+    if entry.get("low") is None or entry.get("high") is None:
+        return text
+    return f"{text} [{unit * entry['low']:{form}}, {unit * entry['high']:{form}}]"
+
+
+def difference(test: Entry) -> str:
+    """+0.042 [+0.010, +0.081]"""
+    if test["difference"] is None:
+        return "–"
+    text = f"{test['difference']:+.3f}"
+    if test["low"] is None:
+        return text
+    return f"{text} [{test['low']:+.3f}, {test['high']:+.3f}]"
+
+
+def figures(described: Mapping[str, Any], score: str) -> Mapping[str, Entry]:
+    return described["scores"][score]["figures"]
+
+
+def about(run: OpenSetRun, rules: Mapping[str, Any] | None, words: Words) -> list[Block]:
+    """What the figures may be taken for: training data, split, classes, threshold."""
+    split = run.metrics["split"]
+    paragraphs = [words["caveat_training"]] if not run.metrics["synthetic"]["data"] else []
+    paragraphs += [in_words(line, words) for line in run.metrics["caveats"]]
+    paragraphs += [in_words(line, words) for line in run.metrics.get("notes", [])]
+    paragraphs.append(words["threshold_rule"].format(
+        criterion=run.metrics["scoring"].get("threshold_criterion") or "–"))  # fmt: skip
+    if split.get("n_private"):
+        paragraphs.append(words["own_pictures_there"].format(n=split["n_private"]))
+    lead = run.protocols[run.leading]["parts"]
+    rows = [
+        Row([words[f"part_{part}"], *(str(lead[part][side]) for side in ("known", "unknown"))])
+        for part in ("validation", "test")
+        if part in lead
+    ]
+    sizes = Table(
+        header=[words["part"], words["known"], words["unknown"]], rows=rows, title=words["parts"],
+        note=words["parts_note"].format(protocol=run.leading),
+    )  # fmt: skip
+    named = Text([
+        words["classes_known"].format(n=len(split["known"]), names=", ".join(split["known"])),
+        words["classes_unknown"].format(
+            n=len(split["unknown"]), names=", ".join(split["unknown"]) or "–"
+        ),
+    ])  # fmt: skip
+    blocks: list[Block] = [Text(paragraphs), sizes, named]
+    if rules is None:
+        return [*blocks, Text([words["rules_missing"].format(folder=split["folder"])])]
+    described = {"unit": split["unit"], "seed": split["seed"], **rules}
+    body = [Row([name, value]) for name, value in flat(described).items()]
+    return [
+        *blocks,
+        Table(header=[words["option"], words["value"]], rows=body, title=words["split_rules"],
+              text_columns=(0, 1), folded=True),
+    ]  # fmt: skip
+
+
+def protocols(
+    run: OpenSetRun,
+    drawn: ChartsByName,
+    tests: Mapping[str, Sequence[Mapping[str, Any]]],
+    words: Words,
+) -> list[Block]:
+    """The protocols' figures on the same pictures, their thresholds, and the paired tests."""
+    said = [words["protocols_what"]]
+    if "two_query" in run.protocols and len(run.protocols) > 1:
+        said.append(words["two_query_apart"])
+    blocks: list[Block] = [Text(said), decision_table(run, words)]
+    if "decisions" in drawn:
+        blocks.append(Charts([drawn["decisions"]]))
+    blocks += [
+        ranking_table(run, words),
+        every_score_table(run, words),
+        threshold_table(run, words),
+    ]
+    blocks += [test_table(family, rows, words) for family, rows in tests.items()]
+    return blocks
+
+
+def decision_table(run: OpenSetRun, words: Words) -> Table:
+    scores = {key: described["decision"]["score"] for key, described in run.protocols.items()}
+    return figure_table(run, scores, DECISIONS, words["decisions"], words["decisions_note"], words)
+
+
+def ranking_table(run: OpenSetRun, words: Words) -> Table:
+    """Figures that need no threshold, of the headline scores."""
+    scores = {key: described["headline"] for key, described in run.protocols.items()}
+    return figure_table(run, scores, RANKING, words["ranking"], words["ranking_note"], words)
+
+
+def figure_table(
+    run: OpenSetRun,
+    scores: Mapping[str, str],
+    names: Sequence[str],
+    title: str,
+    note: str,
+    words: Words,
+) -> Table:
+    """A column for each protocol, by the score given for it; a row for each figure."""
+    sizes = [run.protocols[key]["parts"]["test"] for key in scores]
+    rows = [
+        Row([words["n_both"], *(f"{size['known']} / {size['unknown']}" for size in sizes)]),
+        Row([words["score"], *scores.values()]),
+        *(
+            Row([words[name], *(shown(name, figures(run.protocols[key], score)[name])
+                                for key, score in scores.items())])
+            for name in names
+        ),
+    ]  # fmt: skip
+    return Table(header=[words["figure"], *scores], rows=rows, title=title, note=note)
+
+
+def every_score_table(run: OpenSetRun, words: Words) -> Table:
+    rows = []
+    for key, described in run.protocols.items():
+        sizes = described["parts"]["test"]
+        for score in described["scores"]:
+            entries = figures(described, score)
+            rows.append(Row([breakable(key), breakable(score),
+                             *(shown(name, entries[name]) for name in RANKING)],
+                            sizes["known"] + sizes["unknown"]))  # fmt: skip
+    return Table(
+        header=[words["protocol"], words["score"], *(words[name] for name in RANKING)], rows=rows,
+        title=words["ranking_every"], folded=True, text_columns=(0, 1),
+    )  # fmt: skip
+
+
+def breakable(name: str) -> str:
+    """A name that a narrow column may break at its joints, by zero-width spaces."""
+    return name.replace("_", "_\u200b").replace("-", "-\u200b")
+
+
+def threshold_table(run: OpenSetRun, words: Words) -> Table:
+    rows = []
+    for key, described in run.protocols.items():
+        for score, scored in described["scores"].items():
+            chosen = scored["threshold"]
+            value = "–" if chosen["value"] is None else f"{chosen['value']:.4g}"
+            decides = score == described["decision"]["score"]
+            notes = "; ".join(in_words(note, words) for note in chosen.get("notes", []))
+            rows.append(Row(
+                [f"{key}: {score}", value, str(chosen["criterion"] or "–"),
+                 in_words(str(chosen["from"]), words),
+                 f"{chosen['n_known']} / {chosen['n_unknown']}", words["yes"] if decides else "",
+                 notes],
+                tone="mark" if decides else "",
+            ))  # fmt: skip
+    header = [words[key] for key in ("score", "threshold", "criterion", "comes_from", "n_both",
+                                     "decides", "notes")]  # fmt: skip
+    return Table(header=header, rows=rows, title=words["thresholds"], folded=True,
+                 note=words["thresholds_note"], text_columns=(0, 2, 3, 6))  # fmt: skip
+
+
+def test_table(family: str, tests: Sequence[Mapping[str, Any]], words: Words) -> Block:
+    """One family of paired tests, other minus base; says why there is none."""
+    if not tests:
+        return Text([f"{words[f'tests_{family}']}: {words[f'tests_{family}_none']}"])
+    rows = []
+    for test in tests:
+        changed = f"{test['wins']} / {test['losses']}" if "wins" in test else ""
+        rows.append(Row([
+            f"{test['base']} → {test['other']}", str(test["n"]), difference(test),
+            p_value(test["p_value"]), p_value(test["p_holm"]),
+            *([changed] if family == "decisions" else []),
+            in_words(test["note"] or "", words),
+        ], test["n"], test_tone(test)))  # fmt: skip
+    header = [words[key] for key in ("pair", "n", "difference", "p", "p_holm")]
+    header += [words["changed"]] if family == "decisions" else []
+    header.append(words["notes"])
+    used = sorted({test["test"] for test in tests if test["test"]})
+    return Table(
+        header=header, rows=rows, title=words[f"tests_{family}"],
+        note=words["tests_note"].format(
+            n=sum(test["p_value"] is not None for test in tests),
+            tests=words["comma"].join(words[name] for name in used) or "–",
+        ),
+        text_columns=(0, len(header) - 1), folded=len(tests) > 3,
+    )  # fmt: skip
+
+
+def test_tone(test: Mapping[str, Any]) -> Tone:
+    """A coloured edge where the adjusted p shows a difference."""
+    if test["p_holm"] is None or test["p_holm"] > 0.05:
+        return ""
+    return "good" if test["difference"] > 0 else "bad"
+
+
+def curves(run: OpenSetRun, drawn: ChartsByName, words: Words) -> list[Block]:
+    first = [drawn[name] for name in ("roc", "risk_coverage", "pr_known", "pr_unknown")
+             if name in drawn]  # fmt: skip
+    blocks: list[Block] = [Text([words["curves_what"]])]
+    if "roc" not in drawn:
+        blocks.append(Text([words["curves_none"]]))
+    if first:
+        blocks.append(Charts(first))
+    scores = [chart for name, chart in drawn.items() if name.startswith("roc_scores_")]
+    histograms = [chart for name, chart in drawn.items() if name.startswith("scores_")]
+    return [*blocks, *([Charts(scores)] if scores else []), Charts(histograms)]
+
+
+def classes(run: OpenSetRun, drawn: ChartsByName, words: Words) -> list[Block]:
+    """Confusion of every protocol, and each class's share of right decisions."""
+    blocks: list[Block] = [Text([words["classes_what"]])]
+    if run.without_threshold:
+        blocks.append(Text([no_threshold(run, words)]))
+    names = [f"confusion_{key}" for key in run.leading_first]
+    matrices = [drawn[name] for name in names if name in drawn]
+    blocks.append(Charts(matrices) if matrices else Text([words["confusion_none"]]))
+    return [*blocks, *(class_table(run, key, words) for key in run.leading_first)]
+
+
+def class_table(run: OpenSetRun, key: str, words: Words) -> Table:
+    entries = run.protocols[key]["per_class"]
+    rows = [
+        Row([
+            entry["class"], kind_of(entry, words), count_of(entry["n"]),
+            str(entry["correct"]), rate(entry),
+            "–" if entry["correct_before_rejection"] is None
+            else str(entry["correct_before_rejection"]),
+            entry["most_common_decision"] or "–",
+        ], entry["n"], "mark" if entry["known"] and not entry["correct"] and entry["n"] else "")
+        for entry in entries
+    ]  # fmt: skip
+    few = sum(entry["n"] < FEW for entry in entries)
+    note = words["class_note"] + (
+        " " + words["class_few"].format(n=few, total=len(entries), few=FEW) if few else ""
+    )
+    header = [
+        words[name] for name in ("class", "kind", "n", "right", "share", "before", "commonest")
+    ]
+    return Table(
+        header=header, rows=rows, title=words["class_table"].format(protocol=key), note=note,
+        text_columns=(0, 1, 6), folded=key != run.leading,
+    )  # fmt: skip
+
+
+def kind_of(entry: Entry, words: Words) -> str:
+    if entry["known"]:
+        return words["known"]
+    return words["query_left_out"] if entry.get("query") == LEFT_OUT else words["unknown"]
+
+
+def count_of(n: int) -> str:
+    return str(n) if n >= FEW else f"{n} (< {FEW})"
+
+
+def course(run: OpenSetRun, words: Words) -> list[Block]:
+    """The course's four figures, as published and as every protocol here gives them."""
+    published = {name: wilson_interval(*counts) for name, counts in COURSE.items()}
+    rows = []
+    for name, (_, n) in COURSE.items():
+        there = published[name]
+        limits = {"value": there.mean, "low": there.low, "high": there.high}
+        ours = [described["course_figures"][name] for described in run.protocols.values()]
+        rows.append(Row([words[f"course_{name}"], f"{rate(limits)} (n {n})", *map(with_n, ours)]))
+    own = [described["own_pictures"] for described in run.protocols.values()]
+    if any(own):
+        entries = [(o or {}).get("unknown_predicted_as_unknown") for o in own]
+        cells = ["–" if entry is None else with_n(entry) for entry in entries]
+        rows.append(Row([words["course_own_pictures"], "–", *cells]))
+    table = Table(
+        header=[words["figure"], words["published"], *run.protocols], rows=rows,
+        title=words["course_table"], note=words["course_note"],
+    )  # fmt: skip
+    said = [words["course_why"]] if "course" in run.protocols else [
+        words["course_not_run"], words["course_why"]]  # fmt: skip
+    reasons = [words[f"course_differs_{i}"] for i in range(1, 6)]
+    if run.metrics["synthetic"]["data"]:
+        reasons.insert(0, words["course_synthetic"])
+    return [table, Text([*said, *reasons])]
+
+
+def with_n(entry: Entry) -> str:
+    return f"{rate(entry)} (n {entry['n']})"
+
+
+def answers(run: OpenSetRun, words: Words) -> list[Block]:
+    """What the answers named, by kind of picture, and how many are none."""
+    rows = []
+    for key, described in run.protocols.items():
+        for side in ("known", "unknown"):
+            counts = described["matches"][side]
+            rows.append(Row([f"{key}: {words[side]}", *(str(counts.get(m, 0)) for m in MATCHES)]))
+    matches = Table(
+        header=[words["protocol"], *(words[f"match_{m}"] for m in MATCHES)], rows=rows,
+        title=words["matches"], note=words["matches_note"],
+    )  # fmt: skip
+    body = [
+        Row([key, *(str(described["counts"].get(name, 0)) for name in COUNTS),
+             str(described.get("wrong_but_present", "–"))])
+        for key, described in run.protocols.items()
+    ]  # fmt: skip
+    complete = Table(
+        header=[words["protocol"], *(words[f"count_{name}"] for name in COUNTS),
+                words["wrong_but_present"]],
+        rows=body, title=words["completeness"], note=words["completeness_note"],
+    )  # fmt: skip
+    return [matches, complete]
+
+
+def two_query(run: OpenSetRun, words: Words) -> list[Block]:
+    """Each picture asked with the full list and without its own class (Miller et al. 2024)."""
+    described = run.protocols.get("two_query")
+    if described is None:
+        return [Text([words["two_query_not_run"]])]
+    names = ("auroc", "aupr_known", "fpr95_known_positive")
+    rows = [
+        Row([words.get(f"query_{query}", query), f"{part['n_known']} / {part['n_unknown']}", score,
+             *(shown(name, entries[name]) for name in names)], part["n_known"] + part["n_unknown"])
+        for query, part in described["queries"].items()
+        for score, entries in part["scores"].items()
+    ]  # fmt: skip
+    queries = Table(
+        header=[words["unknown_are"], words["n_both"], words["score"], *(words[n] for n in names)],
+        rows=rows, title=words["queries"], note=words["queries_note"], text_columns=(0, 2),
+    )  # fmt: skip
+    pairs = described["pairs"]
+    body = [
+        Row([score, rate(share), ranked(pairs["mean_drop"][score]), str(share["n"])], share["n"])
+        for score, share in pairs["higher_with_full_list"].items()
+    ]
+    drops = Table(
+        header=[words[key] for key in ("score", "higher_full", "mean_drop", "n")], rows=body,
+        title=words["query_pairs"],
+        note=words["query_pairs_note"].format(n=pairs["n"],
+                                              accuracy=rate(pairs["closed_set_accuracy"])),
+    )  # fmt: skip
+    return [Text([words["two_query_what"]]), queries, drops]
+
+
+def missing(run: OpenSetRun, words: Words) -> list[Block]:
+    """Every figure without a value, or without an interval, and why; alike ones in one row."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for key, described in run.protocols.items():
+        for score in described["scores"]:
+            for name, entry in figures(described, score).items():
+                reason = entry.get("reason") if entry["value"] is None else entry.get("note")
+                if reason:
+                    found.setdefault((name, reason), {})[f"{key}: {score}"] = None
+        reason = described["decision"].get("reason")
+        if reason:
+            found.setdefault(("decision", reason), {})[key] = None
+    if not found:
+        return [Text([words["missing_none"]])]
+    rows = [
+        Row([words.get(name, name), in_words(reason, words),
+             words["comma"].join(where)])
+        for (name, reason), where in found.items()
+    ]  # fmt: skip
+    header = [words[key] for key in ("figure", "reason", "where")]
+    return [Table(header=header, rows=rows, text_columns=(0, 1, 2), note=words["missing_note"])]
+
+
+def figure_rows(run: OpenSetRun) -> tuple[list[str], list[list[object]]]:
+    """Header and rows of figures.csv: every figure of every score as metrics.json has it."""
+    header = ["protocol", "score", "figure", "value", "low", "high", "n", "n_pictures", "note"]
+    rows: list[list[object]] = [
+        [key, score, name, entry["value"], entry.get("low"), entry.get("high"), entry.get("n"),
+         entry.get("n_pictures"), entry.get("reason") or entry.get("note") or ""]
+        for key, described in run.protocols.items()
+        for score in described["scores"]
+        for name, entry in figures(described, score).items()
+    ]  # fmt: skip
+    return header, rows
+
+
+def copy_boxes(run: OpenSetRun, words: Words) -> list[Block]:
+    tables = [decision_table(run, words), ranking_table(run, words)]
+    text = "\n\n".join(
+        markdown_table(table.header, [row.cells for row in table.rows]) for table in tables
+    )
+    return [CopyBox(words["copy_markdown"], text),
+            CopyBox(words["copy_csv"], csv_table(*figure_rows(run)))]  # fmt: skip
+
+
+def what_ran(run: OpenSetRun, words: Words) -> list[Block]:
+    asked = Table(
+        header=[words["protocol"], words["prompt"], words["rule"]],
+        rows=[Row([breakable(key), described["prompt"] or "–", in_words(described["rule"], words)])
+              for key, described in run.protocols.items()],
+        title=words["prompts"], text_columns=(0, 1, 2),
+    )  # fmt: skip
+    tables = [
+        Table(header=[words["option"], words["value"]],
+              rows=[Row(item) for item in flat(content).items()],
+              title=words[title], text_columns=(0, 1), folded=True)
+        for title, content in (("scoring_options", run.metrics["scoring"]),
+                               ("all_options", run.config), ("environment", run.environment))
+    ]  # fmt: skip
+    return [asked, *tables]
