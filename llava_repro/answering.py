@@ -32,7 +32,7 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from llava_repro.asking import Decoding
+from llava_repro.asking import AskingOptions, Decoding
 from llava_repro.model import Llava, n_image_tokens
 from shared.answering import Answer
 from shared.chat_templates import special_tokens
@@ -115,6 +115,20 @@ def load_llava(
             if "image_aspect_ratio" in manifest:
                 loaded.config.image_aspect_ratio = manifest["image_aspect_ratio"]
     return loaded.eval(), tokenizer, processor, named
+
+
+def load_answerer(options: AskingOptions, decoding: Decoding) -> LlavaAnswerer:
+    """What the options of a script name, loaded (`load_llava`) and ready to answer."""
+    loaded = load_llava(
+        options.model,
+        options.quantization,
+        options.device,
+        options.dtype,
+        options.adapter,
+        options.template,
+        options.revision,
+    )
+    return LlavaAnswerer(*loaded, decoding, options.image_handling)
 
 
 def check_tower(parts: LlavaParts, manifest: dict[str, Any], adapter: str) -> None:

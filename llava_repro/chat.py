@@ -52,24 +52,15 @@ def main(options: ChatOptions) -> None:
     if options.dry_run:
         from llava_repro.inference_plan import inference_plan
 
-        print("\n".join(inference_plan(options, decoding, "What is in the picture?")))
+        print("\n".join(inference_plan(options, decoding)))
         return
     pictures = [open_image(name) for name in options.image]
     from transformers import set_seed
 
-    from llava_repro.answering import LlavaAnswerer, load_llava
+    from llava_repro.answering import load_answerer
 
-    loaded = load_llava(
-        options.model,
-        options.quantization,
-        options.device,
-        options.dtype,
-        options.adapter,
-        options.template,
-        options.revision,
-    )
+    answerer = load_answerer(options, decoding)
     set_seed(options.seed)
-    answerer = LlavaAnswerer(*loaded, decoding, options.image_handling)
     if is_synthetic(options):
         print("SYNTHETIC: a toy model, which knows coloured shapes alone.")
     print("Type a question, or /help.")

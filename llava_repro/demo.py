@@ -23,7 +23,14 @@ from llava_repro.asking import TOY_DEFAULTS, AskingOptions, DecodingOptions, is_
 from llava_repro.demo_pages import Page, draw_page
 from llava_repro.demo_texts import TITLE
 from llava_repro.settings import RUNS, TOY_DATA, prepare_toy
-from shared.conversations import IMAGE_TAG, open_conversations, row_images, row_turns
+from shared.conversation_files import Picture
+from shared.conversations import (
+    IMAGE_TAG,
+    is_interleaved,
+    open_conversations,
+    row_images,
+    row_turns,
+)
 from shared.gradio_parts import (
     LANGUAGES,
     Language,
@@ -60,7 +67,7 @@ def main(options: DemoOptions) -> None:
         from llava_repro.inference_plan import inference_plan
 
         print(f"page:     http://{options.host}:{options.port}/ in {options.language}")
-        print("\n".join(inference_plan(options, decoding, "What is in the picture?")))
+        print("\n".join(inference_plan(options, decoding)))
         return
     examples = {language: example_rows(options.examples, language) for language in LANGUAGES}
     check_address(options)
@@ -68,20 +75,12 @@ def main(options: DemoOptions) -> None:
     # Model
     from transformers import set_seed
 
-    from llava_repro.answering import LlavaAnswerer, load_llava
+    from llava_repro.answering import load_answerer
 
-    loaded = load_llava(
-        options.model,
-        options.quantization,
-        options.device,
-        options.dtype,
-        options.adapter,
-        options.template,
-        options.revision,
-    )
+    answerer = load_answerer(options, decoding)
     set_seed(options.seed)
     common = Page(
-        answerer=LlavaAnswerer(*loaded, decoding, options.image_handling),
+        answerer=answerer,
         model=portable_path(options.model),
         adapter=portable_path(options.adapter) if options.adapter else None,
         synthetic=is_synthetic(options),
@@ -102,12 +101,14 @@ def example_rows(file: str | None, language: Language) -> list[list[dict[str, An
     `language`, those of the page's."""
     if file is None:
         return []
-    found: dict[tuple[Path, ...], str] = {}
+    found: dict[tuple[Picture, ...], str] = {}
     for row in open_conversations(file):
         pictures = tuple(row_images(row, Path(file).parent))
         wanted = row.get("language", language) == language
-        if pictures and wanted and pictures not in found:
-            question = next(text for role, text in row_turns(row) if role == "human")
+        question = next(text for role, text in row_turns(row) if role == "human") or ""
+        # the page takes files, and shows them before the question
+        fits = all(isinstance(p, Path) for p in pictures) and not is_interleaved(question)
+        if pictures and wanted and fits and pictures not in found:
             found[pictures] = question.replace(IMAGE_TAG, "").strip()
         if len(found) == N_EXAMPLES:
             break

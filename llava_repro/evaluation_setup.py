@@ -18,6 +18,7 @@ from llava_repro.evaluation_settings import FIRST_SPLIT, JUDGE, EvaluateOptions
 from llava_repro.settings import RUNS, base_folder, base_parts
 from llava_repro.tasks import TASKS, Sample, load_task
 from shared.answering import Answer, Job, shuffle_pictures
+from shared.conversations import escape_tags
 from shared.images import open_image
 from shared.loading import (
     GIB,
@@ -33,6 +34,8 @@ from shared.vqav2 import Question, QuestionSet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from shared.conversation_files import Picture
 
 
 def load_questions(options: EvaluateOptions) -> tuple[QuestionSet, bool]:
@@ -177,20 +180,24 @@ def file_hash(path: Path) -> str:
 
 
 def image_root(samples: Sequence[Sample]) -> str | None:
-    """The folder that the records' picture names start from; None without any picture."""
+    """The folder that the records' picture names start from; None without any picture file."""
     for sample in samples:
-        if sample.image is not None and not sample.more_images:
+        if isinstance(sample.image, Path) and not sample.more_images:
             path, name = sample.image.as_posix(), sample.image_name
             return portable_path(path.removesuffix(name).rstrip("/") or "/")
     return None
 
 
 def jobs_of(samples: Sequence[Sample], tokenizer: Any = None) -> list[Job]:
-    """What is asked, `<image>` first for each picture, and what scoring needs in the record."""
-    return [
-        Job(sample, human_text(sample.prompt, n_pictures(sample), tokenizer), details(sample))
-        for sample in samples
-    ]
+    """What is asked, and what scoring needs in the record."""
+    return [Job(sample, asked(sample, tokenizer), details(sample)) for sample in samples]
+
+
+def asked(sample: Sample, tokenizer: Any = None) -> str:
+    """The human turn: `<image>` first for each picture, unless words stand between them."""
+    if sample.interleaved:
+        return escape_tags(sample.prompt, tokenizer, keep_images=True)
+    return human_text(sample.prompt, n_pictures(sample), tokenizer)
 
 
 def n_pictures(sample: Sample) -> int:
@@ -244,16 +251,16 @@ def picture_opener(
     return lambda question: [open_image(path) for path in shown[question.sample_id]]
 
 
-def pictures_of(sample: Sample) -> tuple[Path, ...]:
+def pictures_of(sample: Sample) -> tuple[Picture, ...]:
     return () if sample.image is None else (sample.image, *sample.more_images)
 
 
-def shuffled(samples: Sequence[Sample], seed: int) -> dict[str, tuple[Path, ...]]:
+def shuffled(samples: Sequence[Sample], seed: int) -> dict[str, tuple[Picture, ...]]:
     """sample_id -> another question's pictures, as many as the question has of its own."""
     by_number: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_number[n_pictures(sample)].append(sample)
-    dealt: dict[str, tuple[Path, ...]] = {}
+    dealt: dict[str, tuple[Picture, ...]] = {}
     for number, group in by_number.items():
         if number:
             own = {sample.image: pictures_of(sample) for sample in group}
@@ -278,8 +285,7 @@ def print_plan(options: EvaluateOptions, sample: QuestionSet, folder: Path) -> N
     try:
         plan = prompt_plan(options, samples[0])
     except MissingError as error:
-        asked = human_text(samples[0].prompt, n_pictures(samples[0]))
-        plan = [f"asked:    {asked!r}", f"note:     {error}"]
+        plan = [f"asked:    {asked(samples[0])!r}", f"note:     {error}"]
     print("\n".join(plan))
 
 
@@ -290,7 +296,7 @@ def prompt_plan(options: EvaluateOptions, sample: Sample) -> list[str]:
     from llava_repro.training_data import named_template
     from shared.conversations import segments_of
 
-    text = human_text(sample.prompt, n_pictures(sample))
+    text = asked(sample)
     tokenizer = load_tokenizer(folder_of(options))
     prepare_tokenizer(tokenizer)
     named = options.template

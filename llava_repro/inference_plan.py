@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llava_repro.asking import AskingOptions, Decoding, human_text
+from llava_repro.asking import AskingOptions, Decoding
 from llava_repro.settings import TOY_LLAVA, TOY_QWEN2
 from shared.conversations import prompt_ids
 from shared.loading import GIB, MemoryEstimate, check_adapter_folder, model_folder, weight_bytes
@@ -51,23 +51,22 @@ def read_config(options: AskingOptions) -> tuple[LlavaConfig, str, str]:
 def inference_plan(
     options: AskingOptions,
     decoding: Decoding,
-    question: str,
-    *,
-    n_images: int = 1,
+    text: str = "<image>\nWhat is in the picture?",
     batch: int = 1,
 ) -> list[str]:
-    """Lines about the model, one prompt and the memory. Raises UserError."""
+    """Lines about the model, one prompt (the human turn `text`, with an `<image>` a picture) and
+    the memory. Raises UserError."""
     from llava_repro.model import n_image_tokens
     from llava_repro.planning import meta_model
 
     config, projector_type, source = read_config(options)
     tokens, size = n_image_tokens(config), config.vision_config.image_size
-    n_prompt, prompt, whose = shown_prompt(options, human_text(question, n_images), tokens)
+    n_prompt, prompt, whose = shown_prompt(options, text, tokens)
     model = meta_model(config, projector_type)
     dtype = torch.bfloat16 if options.dtype == "auto" else getattr(torch, options.dtype)
-    text = config.text_config
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * dtype.itemsize
+    sizes = config.text_config
+    head = getattr(sizes, "head_dim", None) or sizes.hidden_size // sizes.num_attention_heads
+    cache = 2 * sizes.num_hidden_layers * sizes.num_key_value_heads * head * dtype.itemsize
     language = sum(p.numel() for p in model.language_model.model.parameters())
     counts = {"packed": language, "rest": sum(p.numel() for p in model.parameters()) - language}
     memory = MemoryEstimate(

@@ -10,7 +10,8 @@ One question is answered as it is made, word by word; a folder in batches, one J
 
 Without a picture the question is asked as text alone. `--output` gets one JSON line an answer:
 `image_path, question, answer, confidence, finish_reason, n_tokens`, and `synthetic` where the model
-is a toy. A picture that cannot be read is a line with `error`, and the rest goes on.
+is a toy. A picture or a row that cannot be read is a line with `error`, and the rest goes on; the
+exit status is then 1.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +28,11 @@ from llava_repro.asking import (
     TOY_DEFAULTS,
     AskingOptions,
     DecodingOptions,
-    human_text,
     is_synthetic,
 )
+from llava_repro.predict_rows import Row, first_questions
 from llava_repro.settings import TOY_DATA, prepare_toy
-from shared.answering import Answer, RecordWriter, is_out_of_memory, round_or_none
-from shared.conversations import IMAGE_TAG, open_conversations, row_images, row_turns
+from shared.answering import Answer, RecordWriter, is_out_of_memory
 from shared.images import ImageError, list_images, open_image
 from shared.options import ToyOptions, UserError, guarded, parse_options
 
@@ -70,56 +69,27 @@ class PredictOptions(AskingOptions, DecodingOptions, ToyOptions):
                 raise UserError(f"--{name} {getattr(self, name)}: at least {bound}")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One question and the pictures that it is about."""
-
-    pictures: tuple[str, ...]
-    question: str
-
-    def line(self, answer: Answer | None = None, error: str | None = None) -> dict[str, Any]:
-        one = self.pictures[0] if len(self.pictures) == 1 else None
-        line: dict[str, Any] = {
-            "image_path": one or list(self.pictures) or None,
-            "question": self.question,
-            "answer": answer.answer if answer else None,
-            "confidence": round_or_none(answer.confidence) if answer else None,
-            "finish_reason": answer.finish_reason if answer else None,
-            "n_tokens": answer.n_tokens if answer else None,
-        }
-        return line | ({"error": error} if error else {})
-
-
 def main(options: PredictOptions) -> None:
     rows = rows_to_ask(options)
     decoding = options.decoding()
     if options.dry_run:
         from llava_repro.inference_plan import inference_plan
 
-        first = rows[0]
-        print(f"rows:     {len(rows)}, first: {', '.join(first.pictures) or 'text alone'}")
+        good = [row for row in rows if not row.problem]
+        names = [str(picture) for picture in good[0].pictures]
+        bad = f", {len(rows) - len(good)} bad ones" if len(good) < len(rows) else ""
+        print(f"rows:     {len(rows)}{bad}, first: {', '.join(names) or 'text alone'}")
         batch = min(options.batch_size, len(rows))
-        n_images = len(first.pictures)
-        plan = inference_plan(options, decoding, first.question, n_images=n_images, batch=batch)
-        print("\n".join(plan))
+        print("\n".join(inference_plan(options, decoding, good[0].text(), batch)))
         return
 
     # Model
     from transformers import set_seed
 
-    from llava_repro.answering import LlavaAnswerer, load_llava
+    from llava_repro.answering import load_answerer
 
     with new_file(options.output) as output:
-        loaded = load_llava(
-            options.model,
-            options.quantization,
-            options.device,
-            options.dtype,
-            options.adapter,
-            options.template,
-            options.revision,
-        )
-        answerer = LlavaAnswerer(*loaded, decoding, options.image_handling)
+        answerer = load_answerer(options, decoding)
         set_seed(options.seed)
 
         # Answer
@@ -146,6 +116,12 @@ def main(options: PredictOptions) -> None:
         raise UserError(f"nothing could be answered; the first: {errors[0]}")
     if synthetic and len(rows) == 1:
         print("(SYNTHETIC: a toy model, which knows coloured shapes alone)", file=sys.stderr)
+    if errors:
+        print(
+            f"{len(errors)} of {len(rows)} could not be answered; the first: {errors[0]}",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 def rows_to_ask(options: PredictOptions) -> list[Row]:
@@ -172,17 +148,6 @@ def rows_to_ask(options: PredictOptions) -> list[Row]:
     return first_questions(Path(options.questions), options.limit)
 
 
-def first_questions(file: Path, limit: int) -> list[Row]:
-    """The first question of each conversation with its pictures. Raises UserError."""
-    rows = []
-    for row in islice(open_conversations(file), limit or None):
-        pictures = [str(path) for path in row_images(row, file.parent)]
-        text = next(text for role, text in row_turns(row) if role == "human") or ""
-        n_images = text.count(IMAGE_TAG)
-        rows.append(Row(tuple(pictures[:n_images]), text.replace(IMAGE_TAG, "").strip()))
-    return rows
-
-
 def new_file(name: str | None) -> AbstractContextManager[RecordWriter | None]:
     """The writer of --output, in the place of an earlier file of that name; None without one."""
     if name is None:
@@ -203,8 +168,7 @@ def stream_one(answerer: LlavaAnswerer, row: Row) -> Iterator[dict[str, Any]]:
 
     try:
         features = answerer.encode_images([open_image(name) for name in row.pictures])
-        text = human_text(row.question, len(row.pictures), answerer.tokenizer)
-        pieces = stream(answerer, features, [("human", text)])
+        pieces = stream(answerer, features, [("human", row.text(answerer.tokenizer))])
         try:
             while True:
                 print(next(pieces), end="", flush=True)
@@ -223,8 +187,8 @@ def in_batches(
         lines: list[dict[str, Any]] = []
         pictures, index, prompts, asked = [], [], [], []
         for row in rows[start : start + batch_size]:
-            text = human_text(row.question, len(row.pictures), answerer.tokenizer)
-            problem = answerer.prompt_problem(text)
+            text = row.text(answerer.tokenizer)
+            problem = row.problem or answerer.prompt_problem(text)
             own = []
             try:
                 own = [open_image(name) for name in row.pictures]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shared.conversation_files import Picture
 from shared.estimates import estimate
 from shared.options import MissingError
 from shared.significance import Interval, wilson_interval
@@ -35,11 +36,12 @@ class Sample(Question):
     """A question of any task: a `Question` with what is asked, literally, and how it is scored.
 
     `prompt` is the user's text after the picture (question, OCR tokens or options, suffix; without
-    `<image>` and without the template). `image` is None for a question without a picture; its
-    `image_name` is then "" and its `image_id`, the cluster of the intervals, its own id.
+    the template, and without `<image>` unless `interleaved`). `image` is None for a question
+    without a picture; its `image_name` is then "" and its `image_id`, the cluster of the intervals,
+    its own id.
     """
 
-    image: Path | None = None
+    image: Picture | None = None
     image_name: str = ""
     image_id: int | str = ""
     question: str = ""
@@ -47,7 +49,8 @@ class Sample(Question):
     llava_id: int | str = ""  # `question_id` in LLaVA's answer files
     choices: tuple[str, ...] = ()
     correct: int | None = None  # which of the choices
-    more_images: tuple[Path, ...] = ()  # of a question about several pictures, after `image`
+    more_images: tuple[Picture, ...] = ()  # of a question about several pictures, after `image`
+    interleaved: bool = False  # `prompt` holds its `<image>`s, with words between them
     groups: Mapping[str, str] = field(default_factory=dict, hash=False)  # table -> row
 
 
@@ -78,13 +81,6 @@ def answer_of(record: Record | None) -> str | None:
     if record is None or record.get("status", "ok") != "ok":
         return None
     return record["answer"]
-
-
-def with_answers(
-    records: Mapping[str, Record], samples: Iterable[Sample]
-) -> list[tuple[Sample, str]]:
-    """Each sample with what is submitted for it: its answer, "" where there is none."""
-    return [(sample, answer_of(records.get(sample.sample_id)) or "") for sample in samples]
 
 
 def usable(samples: list[Sample], problems: list[str], n_rows: int, path: Path) -> QuestionSet:
@@ -219,6 +215,15 @@ def mean(values: Iterable[float]) -> float | None:
 Load = Callable[[Path, str, str], QuestionSet]
 Score = Callable[[Mapping[str, Record], Sequence[Sample]], tuple[Scored, Metrics]]
 Submit = Callable[[Mapping[str, Record], Sequence[Sample]], Any]
+
+
+def row_by_row(row: Callable[[Sample, str], dict[str, Any]]) -> Submit:
+    """A submission of one row a sample, in order; its answer is "" where there is none."""
+
+    def submit(records: Mapping[str, Record], samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        return [row(sample, answer_of(records.get(sample.sample_id)) or "") for sample in samples]
+
+    return submit
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ from llava_repro.tasks.common import (
     mean,
     need_file,
     picture_folder,
+    row_by_row,
     scored_row,
     tables,
     usable,
-    with_answers,
 )
 from shared.options import UserError, read_json
 from shared.vqav2 import QuestionSet
@@ -170,12 +170,9 @@ def distribution(samples: Sequence[Sample], scored: Scored) -> float | None:
     return weighted / total / 100
 
 
-def submission(records: Mapping[str, Record], samples: Sequence[Sample]) -> list[dict[str, str]]:
-    """{split}_predictions.json: every question, "" where there is no answer."""
-    return [
-        {"questionId": sample.sample_id, "prediction": convert(answer)}
-        for sample, answer in with_answers(records, samples)
-    ]
+def submission_row(sample: Sample, answer: str) -> dict[str, Any]:
+    """Of {split}_predictions.json."""
+    return {"questionId": sample.sample_id, "prediction": convert(answer)}
 
 
 TASK = Task(
@@ -185,6 +182,6 @@ TASK = Task(
     prompts={"short": "question and LLaVA-1.5's suffix", "bare": "the question alone"},
     load=load,
     score=score,
-    submission=submission,
+    submission=row_by_row(submission_row),
     unknown_ids="ignored",
 )

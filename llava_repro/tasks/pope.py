@@ -36,9 +36,9 @@ from llava_repro.tasks.common import (
     official_id,
     picture_folder,
     proportion,
+    row_by_row,
     scored_row,
     usable,
-    with_answers,
 )
 from shared.options import UserError
 from shared.significance import score_interval
@@ -241,12 +241,9 @@ def by_split(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     return dict(sorted(splits.items()))
 
 
-def submission(records: Mapping[str, Record], samples: Sequence[Sample]) -> list[dict[str, str]]:
-    """Lines for POPE's own evaluate.py: {"question", "answer"} in the order of the questions."""
-    return [
-        {"question": sample.question, "answer": answer}
-        for sample, answer in with_answers(records, samples)
-    ]
+def submission_row(sample: Sample, answer: str) -> dict[str, Any]:
+    """Of the lines for POPE's own evaluate.py."""
+    return {"question": sample.question, "answer": answer}
 
 
 TASK = Task(
@@ -256,6 +253,6 @@ TASK = Task(
     prompts={"short": "question and LLaVA-1.5's suffix", "bare": "the question alone"},
     load=load,
     score=score,
-    submission=submission,
+    submission=row_by_row(submission_row),
     submission_lines=True,
 )

@@ -28,13 +28,15 @@ from llava_repro.tasks.common import (
     ask_short,
     headline,
     mean,
+    row_by_row,
     scored_row,
     tables,
     usable,
-    with_answers,
 )
+from shared.chat_templates import is_interleaved
 from shared.conversation_files import (
     IMAGE_TAG,
+    Picture,
     RowError,
     open_conversations,
     row_images,
@@ -73,7 +75,8 @@ def _holds_conversations(path: Path) -> bool:
 def load_conversations(path: Path, prompt: str) -> QuestionSet:
     """The first question of every conversation; `language` is a table beside the types.
 
-    Pictures of a question about several are named together in its record ("a.jpg + b.jpg").
+    Pictures of a question about several are named together in its record ("a.jpg + b.jpg"); with
+    words between them they are asked in their places, as they are trained.
     """
     rows = open_conversations(path)
     samples: list[Sample] = []
@@ -82,11 +85,11 @@ def load_conversations(path: Path, prompt: str) -> QuestionSet:
     for i in range(len(rows)):
         try:
             sample = _from_conversation(i, rows[i], path.parent, prompt)
+        except RowError as error:  # of the row alone
+            problems.append(f"{rows.where(i)}: {error}")
+            continue
         except UserError as error:
             problems.append(str(error))
-            continue
-        except RowError as error:
-            problems.append(f"{rows.where(i)}: {error}")
             continue
         if sample.sample_id in seen:
             problems.append(
@@ -102,9 +105,10 @@ def _from_conversation(i: int, row: dict[str, Any], root: Path, prompt: str) -> 
     turns = [turn for turn in row_turns(row) if turn[0] != "system"]
     if len(turns) < 2:
         raise RowError("conversations: no answer behind the question, so nothing to score against")
-    pictures = row_images(row, root)[: (turns[0][1] or "").count(IMAGE_TAG)]
-    names = [os.path.relpath(picture, root).replace(os.sep, "/") for picture in pictures]
-    question = (turns[0][1] or "").replace(IMAGE_TAG, "").strip()
+    text = turns[0][1] or ""
+    pictures = row_images(row, root)[: text.count(IMAGE_TAG)]
+    names = [_name(picture, root) for picture in pictures]
+    question = text.replace(IMAGE_TAG, "").strip()
     if not question:
         raise RowError("conversations: the question has no text (evaluate.py asks questions)")
     answer = (turns[1][1] or "").strip()
@@ -121,11 +125,18 @@ def _from_conversation(i: int, row: dict[str, Any], root: Path, prompt: str) -> 
         question_type=kinds.get("question_type"),
         answer_type=kinds.get("answer_type"),
         target=answer,
-        prompt=ask_short(question, prompt),
+        prompt=ask_short(text if is_interleaved(text) else question, prompt),
         llava_id=key,
         more_images=tuple(pictures[1:]),
+        interleaved=is_interleaved(text),
         groups={name.replace("_", " "): kind for name, kind in kinds.items()},
     )
+
+
+def _name(picture: Picture, root: Path) -> str:
+    if isinstance(picture, Path):
+        return os.path.relpath(picture, root).replace(os.sep, "/")
+    return picture.name
 
 
 def exact(text: str) -> str:
@@ -154,12 +165,9 @@ def score(records: Mapping[str, Record], samples: Sequence[Sample]) -> tuple[Sco
     }
 
 
-def submission(records: Mapping[str, Record], samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Lines {"question_id", "answer"}: no server asks for them."""
-    return [
-        {"question_id": sample.llava_id, "answer": answer}
-        for sample, answer in with_answers(records, samples)
-    ]
+def submission_row(sample: Sample, answer: str) -> dict[str, Any]:
+    """No server asks for it."""
+    return {"question_id": sample.llava_id, "answer": answer}
 
 
 TASK = Task(
@@ -169,6 +177,6 @@ TASK = Task(
     prompts={"bare": "the question alone", "short": "question and LLaVA-1.5's suffix"},
     load=load,
     score=score,
-    submission=submission,
+    submission=row_by_row(submission_row),
     submission_lines=True,
 )

@@ -36,9 +36,9 @@ from llava_repro.tasks.common import (
     need_file,
     official_id,
     picture_folder,
+    row_by_row,
     scored_row,
     usable,
-    with_answers,
 )
 from shared.options import UserError, read_json
 from shared.vqav2 import N_ANNOTATORS, QuestionSet
@@ -204,12 +204,9 @@ def score(records: Mapping[str, Record], samples: Sequence[Sample]) -> tuple[Sco
     }
 
 
-def submission(records: Mapping[str, Record], samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """What the evaluation server takes: every question's id with the answer as it was given."""
-    return [
-        {"question_id": official_id(sample.sample_id), "answer": answer}
-        for sample, answer in with_answers(records, samples)
-    ]
+def submission_row(sample: Sample, answer: str) -> dict[str, Any]:
+    """Of what the evaluation server takes: the question's id with the answer as it was given."""
+    return {"question_id": official_id(sample.sample_id), "answer": answer}
 
 
 TASK = Task(
@@ -223,6 +220,6 @@ TASK = Task(
     },
     load=load,
     score=score,
-    submission=submission,
+    submission=row_by_row(submission_row),
     match=match,
 )

@@ -27,9 +27,9 @@ from llava_repro.tasks.common import (
     m4c_normalise,
     mean,
     official_id,
+    row_by_row,
     scored_row,
     tables,
-    with_answers,
 )
 from shared.options import UserError
 from shared.vqa_score import PROTOCOLS, vqa_accuracies
@@ -96,13 +96,10 @@ def _averages(official: Scored, key: str) -> Metrics:
     return {name: None if v is None else round(100 * v, 4) for name, v in averages.items()}
 
 
-def submission(records: Mapping[str, Record], samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """The server's file: every question, "" where there is no answer (`shared.vqa_score
-    --validate` tells whether they are all that the server wants)."""
-    return [
-        {"question_id": sample.llava_id, "answer": m4c_normalise(answer)}
-        for sample, answer in with_answers(records, samples)
-    ]
+def submission_row(sample: Sample, answer: str) -> dict[str, Any]:
+    """Of the server's file (`shared.vqa_score --validate` tells whether it has all that the server
+    wants)."""
+    return {"question_id": sample.llava_id, "answer": m4c_normalise(answer)}
 
 
 TASK = Task(
@@ -112,5 +109,5 @@ TASK = Task(
     prompts={"short": "question and LLaVA-1.5's suffix", "bare": "the question alone"},
     load=load,
     score=score,
-    submission=submission,
+    submission=row_by_row(submission_row),
 )

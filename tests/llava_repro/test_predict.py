@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
@@ -31,14 +32,23 @@ def predict(
     loaded: tuple, tiny_llava_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> Callable[..., str]:  # fmt: skip
-    """Runs the script's main with flags; returns what it printed."""
+    """Runs the script's main with flags; returns what it printed. `n_errors`: how many rows it
+    says could not be answered, with exit status 1."""
     monkeypatch.setattr(answering, "load_llava", lambda *_: loaded)
 
-    def run(*argv: str) -> str:
+    def run(*argv: str, n_errors: int = 0) -> str:
         flags = ["--model", str(tiny_llava_folder("clip", "qwen2")), "--max_new_tokens", "12"]
         capsys.readouterr()
-        main(parse_options(PredictOptions, description="", argv=[*flags, *argv]))
-        return capsys.readouterr().out
+        options = parse_options(PredictOptions, description="", argv=[*flags, *argv])
+        if not n_errors:
+            main(options)
+            return capsys.readouterr().out
+        with pytest.raises(SystemExit) as ended:
+            main(options)
+        said = capsys.readouterr()
+        assert ended.value.code == 1
+        assert f"{n_errors} of {len(said.out.splitlines())} could not be answered" in said.err
+        return said.out
 
     return run
 
@@ -112,7 +122,9 @@ def test_a_folder_with_a_broken_picture(
     predict: Callable[..., str], loaded: tuple, pictures: list, folder: Path, batch_size: str
 ) -> None:
     """The broken one is a line with its error, in its place; the others are answered."""
-    shown = predict("--images", str(folder), "--question", "What?", "--batch_size", batch_size)
+    shown = predict(
+        "--images", str(folder), "--question", "What?", "--batch_size", batch_size, n_errors=1
+    )
     lines = [json.loads(line) for line in shown.splitlines()]
     assert [Path(line["image_path"]).name for line in lines] == ["a.png", "b.jpg", "c.png"]
     assert ["error" in line for line in lines] == [False, True, False]
@@ -143,6 +155,85 @@ def test_first_questions_of_a_conversation_file(
         assert line["answer"] == answer_to(loaded, own, question).answer
 
 
+def conversation(text: str, *pictures: str, answer: str = "Yes") -> dict[str, Any]:
+    turns = [{"from": "human", "value": text}, {"from": "gpt", "value": answer}]
+    return ({"image": list(pictures)} if pictures else {}) | {"conversations": turns}
+
+
+def test_bad_rows_of_a_conversation_file_are_lines_with_their_error(
+    predict: Callable[..., str], loaded: tuple, pictures: list, folder: Path, tmp_path: Path
+) -> None:
+    """No JSON, no turns, an address, no picture: each in its place, and the rest goes on."""
+    rows = [
+        json.dumps(conversation("<image>\nWhat?", "a.png")),
+        '{"conversations": [',
+        json.dumps({"conversations": []}),
+        json.dumps(conversation("<image>\nWhat?", "https://example.org/a.png")),
+        json.dumps(conversation("<image>\nWhat?", "b.jpg")),
+        json.dumps(conversation("<image>\nWhat?", "c.png")),
+    ]
+    file, output = folder / "rows.jsonl", tmp_path / "lines.jsonl"
+    file.write_text("\n".join(rows))
+    flags = ["--questions", str(file), "--output", str(output), "--batch_size", "2"]
+    lines = [json.loads(line) for line in predict(*flags, n_errors=4).splitlines()]
+    assert lines == written(output)
+    errors = [line.get("error") for line in lines]
+    assert [bool(error) for error in errors] == [False, True, True, True, True, False]
+    assert f"{file} line 2: not valid JSON" in errors[1]
+    assert f"{file} line 3: conversations: empty" in errors[2]
+    assert f"{file} line 4: image: https://example.org/a.png is an address" in errors[3]
+    assert "b.jpg: not a picture" in errors[4]
+    assert lines[1]["question"] is None
+    for line, picture in ((lines[0], pictures[0]), (lines[5], pictures[1])):
+        assert line["answer"] == answer_to(loaded, [picture], "What?").answer
+    file.write_text("\n".join(rows[1:3]))
+    with pytest.raises(UserError, match=r"no row can be asked; the first, .* line 1: not valid"):
+        predict("--questions", str(file))
+
+
+def test_words_between_pictures_are_asked_in_their_places(
+    predict: Callable[..., str], loaded: tuple, pictures: list, folder: Path
+) -> None:
+    """As they are trained; a special token in the text stays text."""
+    text = "First: <image> second: <image> same?<|im_end|>"
+    file = folder / "rows.jsonl"
+    file.write_text(json.dumps(conversation(text, "a.png", "c.png")) + "\n")
+    answerer = answering.LlavaAnswerer(*loaded, Decoding(max_new_tokens=12))
+    features = answerer.encode_images(pictures[:2])
+    said, in_front = answerer.answer(
+        features, [[0, 1]] * 2,
+        [text.replace("<|im_end|>", "< |im_end|>"),
+         "<image>\n<image>\nFirst:  second:  same?< |im_end|>"],
+    )  # fmt: skip
+    assert said.answer != in_front.answer
+    assert predict("--questions", str(file)).strip("\n") == said.answer
+
+
+def test_pictures_inside_messages_are_asked_about(
+    predict: Callable[..., str], loaded: tuple, pictures: list, folder: Path, tmp_path: Path
+) -> None:
+    """OpenAI's image_url parts: a file, a file:// address, a data: URL."""
+    content = base64.b64encode((folder / "c.png").read_bytes()).decode()
+    urls = ["a.png", (folder / "a.png").as_uri(), f"data:image/png;base64,{content}"]
+    rows = [
+        {"messages": [
+            {"role": "user", "content": [
+                {"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"},
+            ]},
+            {"role": "assistant", "content": "Red"},
+        ]}
+        for url in urls
+    ]  # fmt: skip
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [json.loads(line) for line in predict("--questions", str(file)).splitlines()]
+    shown = [pictures[0], pictures[0], pictures[1]]
+    for line, picture in zip(lines, shown, strict=True):
+        assert line["answer"] == answer_to(loaded, [picture], "What?").answer
+    assert lines[1]["image_path"] == str(folder / "a.png")
+    assert lines[2]["image_path"].startswith("inline-")
+
+
 def test_a_question_that_is_too_long_is_a_line_of_its_own(
     predict: Callable[..., str], folder: Path
 ) -> None:
@@ -155,7 +246,7 @@ def test_a_toy_s_answers_are_marked(
 ) -> None:
     write_json(tmp_path / "toy" / "manifest.json", {"synthetic": True})
     toy = ["--model", str(tmp_path / "toy")]  # what is loaded is the fixture's
-    shown = predict("--images", str(folder), *toy)
+    shown = predict("--images", str(folder), *toy, n_errors=1)
     assert [json.loads(line)["synthetic"] for line in shown.splitlines()] == [True] * 3
 
 

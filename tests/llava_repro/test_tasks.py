@@ -645,6 +645,63 @@ def test_own_rows_by_exact_match(tmp_path):
     assert found["reasons"]["accuracy"]
 
 
+def test_own_conversations_are_asked_as_they_are_trained(tmp_path):
+    """Words between pictures keep them in their places; else they come first."""
+    from llava_repro.evaluation_setup import asked
+
+    def row(text: str, *pictures: str) -> dict[str, Any]:
+        turns = [{"from": "human", "value": text}, {"from": "gpt", "value": "yes"}]
+        return {"id": text[:9], "image": list(pictures), "conversations": turns}
+
+    apart, together = "First: <image> second: <image> same?", "Same?\n<image> <image>"
+    path = write_lines(
+        tmp_path / "chat.jsonl",
+        [
+            row(apart, "1.png", "2.png"),
+            row(together, "1.png", "2.png"),
+            row("What <image>", "1.png"),
+        ],
+    )
+    samples = load_task("file", path, prompt="short").questions
+    suffix = "\nAnswer the question using a single word or phrase."
+    assert [asked(sample) for sample in samples] == [
+        apart + suffix, "<image>\n<image>\nSame?" + suffix, "<image>\nWhat" + suffix,
+    ]  # fmt: skip
+    assert [sample.question for sample in samples] == ["First:  second:  same?", "Same?", "What"]
+
+
+def test_own_messages_with_pictures_inside(tmp_path):
+    """A data: URL is a picture with a name of its content; a bad row is named with its line."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    from shared.images import open_image
+
+    content = io.BytesIO()
+    Image.new("RGB", (3, 2), (0, 0, 255)).save(content, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+
+    def row(url: str) -> dict[str, Any]:
+        part = {"type": "image_url", "image_url": {"url": url}}
+        asked = [part, {"type": "text", "text": "What color?"}]
+        return {"messages": [{"role": "user", "content": asked},
+                             {"role": "assistant", "content": "Blue"}]}  # fmt: skip
+
+    rows = [row(url), row("a.png"), *[row(url)] * 3, row("https://example.org/a.png")]
+    found = load_task("file", write_lines(tmp_path / "chat.jsonl", rows))
+    sample = found.questions[0]
+    assert open_image(sample.image).getpixel((0, 0)) == (0, 0, 255)
+    assert sample.image_name.startswith("inline-")
+    assert sample.image_id == found.questions[2].image_id == sample.image_name
+    assert found.questions[1].image_name == "a.png"
+    assert found.problems == [
+        f"{tmp_path / 'chat.jsonl'} line 6: image: https://example.org/a.png is an address; "
+        "download it and give the file's path"
+    ]
+
+
 # -------------------------------------------------------------------------------- all of them
 
 
