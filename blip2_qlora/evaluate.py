@@ -31,7 +31,7 @@ from blip2_qlora.evaluation_setup import (
     run_name,
     trained_on_scored,
 )
-from blip2_qlora.evaluation_summary import data_notes, print_summary
+from blip2_qlora.evaluation_summary import data_notes, print_figures
 from blip2_qlora.scoring import (
     blind_metrics,
     official_results,
@@ -56,6 +56,7 @@ from shared.options import (
     start_run,
     write_json,
 )
+from shared.summaries import print_summary
 
 
 def main(options: EvaluateOptions) -> None:
@@ -106,7 +107,10 @@ def main(options: EvaluateOptions) -> None:
     if options.data is None:
         name = results_file(options.split, folder.name, None if is_whole else len(records))
         write_json(folder / name, official_results(records))
-    print_summary(folder, records, metrics, seed=options.seed, has_adapter=bool(options.adapter))
+    print_summary(
+        folder, records, metrics, print_figures,
+        seed=options.seed, has_adapter=bool(options.adapter),
+    )  # fmt: skip
 
 
 def synthetic(options: EvaluateOptions) -> dict[str, Any]:

@@ -1,22 +1,17 @@
-"""What `evaluate.py` prints at its end: seeded cases, the figures, the change against zero-shot.
+"""What `evaluate.py` prints of the data before it asks, and of the figures at its end.
 
 python blip2_qlora/evaluate.py --toy
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from blip2_qlora.scoring import why_exact_match
 from shared.estimates import percent
-from shared.options import UserError, portable_path
-from shared.runs import compare_runs, find_zero_shot, read_run, summary_line
 from shared.vqav2 import N_ANNOTATORS, QuestionSet
 
-N_CASES = 5
 LEARNED_THESE = (
     "WARNING: the adapter was trained on this very data. The figures show what it remembers, not "
     "how well it answers new questions"
@@ -36,31 +31,7 @@ def data_notes(sample: QuestionSet, learned_these: bool | None) -> list[str]:
     return [note for note in notes if note]
 
 
-def print_summary(
-    folder: Path,
-    records: Sequence[Mapping[str, Any]],
-    metrics: Mapping[str, Any],
-    *,
-    seed: int,
-    has_adapter: bool,
-) -> None:
-    print_cases(records, seed)
-    print_figures(metrics)
-    if has_adapter:
-        print(change_against_zero_shot(folder))
-    print(f"records and metrics: {portable_path(folder)}")
-
-
-def print_cases(records: Sequence[Mapping[str, Any]], seed: int) -> None:
-    for record in random.Random(seed).sample(records, min(N_CASES, len(records))):
-        said = record["answer"] if record["status"] == "ok" else f"error: {record['error']}"
-        references = ", ".join(dict.fromkeys(record["references"])) or "no reference"
-        print(f"  {record['image']}  {record['question']}  ->  {said!r}   ({references})")
-
-
 def print_figures(metrics: Mapping[str, Any]) -> None:
-    if any(metrics["synthetic"].values()):
-        print("SYNTHETIC toy data or model: these figures say nothing about the real one")
     if metrics["trained_on_scored"]:
         print(LEARNED_THESE)
     print(f"{metrics['metric']}: {percent(metrics['accuracy'])}")
@@ -82,22 +53,3 @@ def print_figures(metrics: Mapping[str, Any]) -> None:
     print("  " + ", ".join(f"{value} {name}" for name, value in metrics["counts"].items()))
     if metrics["data_problems"]["count"]:
         print(f"  {metrics['data_problems']['count']} bad rows of the data not used")
-
-
-def change_against_zero_shot(folder: Path) -> str:
-    """The paired difference to the zero-shot run of the same sample, or why there is none."""
-    mend = "the same command without --adapter, in a folder of its own, makes one"
-    zero_shot, differences = find_zero_shot(folder)
-    if zero_shot is None:
-        return f"no zero-shot run of the same sample beside it: {mend}"
-    name = portable_path(zero_shot)
-    if differences:
-        return (
-            f"no zero-shot run to compare with: {name} asked the same sample, but with another "
-            f"{'; another '.join(differences)}; {mend}"
-        )
-    try:
-        change = compare_runs(read_run(zero_shot), read_run(folder))
-    except UserError as error:  # a damaged neighbour does not spoil this run
-        return f"no change to show, as the zero-shot run can't be read ({error})"
-    return f"change against {name}: {summary_line(change)}"

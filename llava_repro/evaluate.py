@@ -12,7 +12,8 @@ command goes on where it was stopped. `--answers` scores another tool's file ins
 
 Reads data/TASK in the official layout, or own rows. Writes to `outputs/llava_repro/RUN/`:
 config.json, environment.json, predictions.jsonl, scored.jsonl, metrics.json, the official results
-file, and the answers as LLaVA (answers.jsonl) and VLMEvalKit (vlmevalkit.tsv) keep them.
+file, and the answers as LLaVA (answers.jsonl; of POPE also answers_random.jsonl and the like, with
+its own numbers) and VLMEvalKit (vlmevalkit.tsv) keep them.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from llava_repro.evaluation_setup import (
     run_folder,
     template_of,
 )
-from llava_repro.evaluation_summary import print_summary
+from llava_repro.evaluation_summary import print_figures
 from llava_repro.interchange import write_lines
 from llava_repro.judge import judge_undecided
 from llava_repro.tasks import Sample
@@ -58,6 +59,7 @@ from shared.options import (
     start_run,
     write_json,
 )
+from shared.summaries import print_summary
 
 
 def main(options: EvaluateOptions) -> None:
@@ -98,27 +100,23 @@ def main(options: EvaluateOptions) -> None:
     write_lines(folder / "scored.jsonl", scored)
     write_json(folder / "metrics.json", metrics)
     write_answer_files(options, folder, samples, records, is_whole)
-    print_summary(folder, records, metrics, seed=options.seed, has_adapter=bool(options.adapter))
+    print_summary(
+        folder, records, metrics, print_figures,
+        seed=options.seed, has_adapter=bool(options.adapter),
+    )  # fmt: skip
 
 
 def ask(
     options: EvaluateOptions, samples: Sequence[Sample], predictions: Path
 ) -> list[dict[str, Any]]:
     """The records of all samples, those that are not there yet asked of the model."""
-    from llava_repro.answering import LlavaAnswerer, load_llava
+    from llava_repro.answering import load_answerer
 
-    model, tokenizer, image_processor, template = load_llava(
-        options.model, options.quantization, options.device, options.dtype, options.adapter,
-        options.template, options.revision,
-    )  # fmt: skip
-    answerer = LlavaAnswerer(
-        model, tokenizer, image_processor, template, choose_decoding(options),
-        options.image_handling,
-    )  # fmt: skip
+    answerer = load_answerer(options, choose_decoding(options))
     started = time.perf_counter()
     latest = answer_questions(
         SeveralPictures(answerer),
-        jobs_of(samples, tokenizer),
+        jobs_of(samples, answerer.tokenizer),
         predictions,
         batch_size=options.batch_size,
         open_picture=picture_opener(samples, options),

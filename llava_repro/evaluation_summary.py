@@ -1,50 +1,20 @@
-"""What evaluate.py prints at its end: seeded cases, the figures, the change against the base.
+"""The figures that evaluate.py prints at its end, those of the benchmark's own program beside them.
 
 python llava_repro/evaluate.py --task pope --toy
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from shared.estimates import percent
-from shared.options import UserError, portable_path
-from shared.runs import compare_runs, find_zero_shot, read_run, summary_line
 
-N_CASES = 5
 MOST_ROWS = 6  # of a table on the terminal; metrics.json and compare.py's page have all
 POPE_FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
 
-def print_summary(
-    folder: Path,
-    records: Sequence[Mapping[str, Any]],
-    metrics: Mapping[str, Any],
-    *,
-    seed: int,
-    has_adapter: bool,
-) -> None:
-    print_cases(records, seed)
-    print_figures(metrics)
-    if has_adapter:
-        print(change_against_base(folder))
-    print(f"records and metrics: {portable_path(folder)}")
-
-
-def print_cases(records: Sequence[Mapping[str, Any]], seed: int) -> None:
-    for record in random.Random(seed).sample(records, min(N_CASES, len(records))):
-        said = repr(record["answer"]) if record["status"] == "ok" else f"error: {record['error']}"
-        references = ", ".join(dict.fromkeys(record["references"])) or "no reference"
-        shown = record["image"] or "(no picture)"
-        print(f"  {shown}  {record['question']}  ->  {said}   ({references})")
-
-
 def print_figures(metrics: Mapping[str, Any]) -> None:
-    if any(metrics["synthetic"].values()):
-        print("SYNTHETIC toy data or model: these figures say nothing about the real one")
     print(f"{metrics['task']}, {metrics['metric']}: {percent(metrics['accuracy'])}")
     for line in official_lines(metrics["official"]):
         print(f"  {line}")
@@ -99,22 +69,3 @@ def short(value: float | None) -> str:
     if value is None:
         return "none"
     return str(value) if isinstance(value, int) else f"{value:.4g}"
-
-
-def change_against_base(folder: Path) -> str:
-    """The paired difference to the same sample's run without the adapter, or why there is none."""
-    mend = "the same command without --adapter, in a folder of its own, makes one"
-    base, differences = find_zero_shot(folder)
-    if base is None:
-        return f"no run of the base on the same sample beside it: {mend}"
-    name = portable_path(base)
-    if differences:
-        return (
-            f"no run of the base to compare with: {name} asked the same sample, but with another "
-            f"{'; another '.join(differences)}; {mend}"
-        )
-    try:
-        change = compare_runs(read_run(base), read_run(folder))
-    except UserError as error:  # a damaged neighbour does not spoil this run
-        return f"no change to show, as the base's run can't be read ({error})"
-    return f"change against {name}: {summary_line(change)}"

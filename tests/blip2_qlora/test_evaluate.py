@@ -16,11 +16,11 @@ import pytest
 
 from blip2_qlora import blip2
 from blip2_qlora.evaluate import main
-from blip2_qlora.evaluation_summary import change_against_zero_shot
 from blip2_qlora.scoring import PUBLISHED_UNDER, score_run
 from blip2_qlora.settings import EvaluateOptions, data_hash
 from shared.options import REPO_ROOT, MissingError, UserError, parse_options, write_json
 from shared.runs import find_zero_shot
+from shared.summaries import change_against_base
 from shared.vqa_score import score_vqa, validate_results
 
 SCRIPT = REPO_ROOT / "blip2_qlora" / "evaluate.py"
@@ -656,12 +656,10 @@ def test_the_change_is_against_the_zero_shot_run_of_the_same_sample(evaluate, ad
     zero_shot = evaluate(tmp_path / "runs" / "zero", "--limit", "20", "--dtype", "float32")
     evaluate(tmp_path / "runs" / "other", "--limit", "19")
     assert find_zero_shot(tuned) == (zero_shot, [])
-    said = change_against_zero_shot(tuned)
+    said = change_against_base(tuned)
     assert said.startswith(f"change against {zero_shot}: +0.00 points")
     (zero_shot / "predictions.jsonl").unlink()
-    assert "no change to show, as the zero-shot run can't be read" in change_against_zero_shot(
-        tuned
-    )
+    assert "no change to show, as the base's run can't be read" in change_against_base(tuned)
 
 
 def test_a_zero_shot_run_that_differs_in_more_than_the_adapter_is_named(
@@ -669,16 +667,16 @@ def test_a_zero_shot_run_that_differs_in_more_than_the_adapter_is_named(
 ):
     """It used to be: no zero-shot run of the same sample, when there was one in full precision."""
     tuned = adapted("--quantization", "nf4")
-    assert change_against_zero_shot(tuned).startswith("no zero-shot run of the same sample beside")
+    assert change_against_base(tuned).startswith("no run of the base on the same sample")
     full = evaluate(tmp_path / "runs" / "full", "--limit", "20")
     evaluate(tmp_path / "runs" / "far", "--limit", "20", "--prompt", "Q: {} A:")
-    said = change_against_zero_shot(tuned)
+    said = change_against_base(tuned)
     assert (
         f"{full} asked the same sample, but with another quantisation ('none' there, 'nf4'" in said
     )
     assert "the same command without --adapter" in said
     exact = evaluate(tmp_path / "runs" / "exact", "--limit", "20", "--quantization", "nf4")
-    assert change_against_zero_shot(tuned).startswith(f"change against {exact}: ")
+    assert change_against_base(tuned).startswith(f"change against {exact}: ")
 
 
 # Scoring as a pure function
