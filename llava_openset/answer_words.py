@@ -63,7 +63,7 @@ FUNCTION_ZH = frozenset(
     "这那是一个只条匹头位辆艘把本张座台架幅副双部两三几的了在中里上下有我你它他她们看起来像为和与或及"
     "能可以也都就很不没无未非请问对于从到被将会应该该此其图片像照画面主要物体对象品东西内容识别判断确定"
     "认为知道清楚显示出现所示名称类别答案之以外他余任何什么属于列表已知选项抱歉起无法难而且但却并"
-    "种吧呢吗太模糊清晰暗既既啊哦好得"
+    "种吧呢吗均皆全太模糊清晰暗既既啊哦好得"
 )
 # Behind a name these show that it was the subject; with a possessive 's, that they are part of it.
 BODY = words_of(

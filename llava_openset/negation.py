@@ -88,6 +88,7 @@ NOUN_ENDS = (
     """
     )
 )
+BE = words_of("is are was were")
 VISIBLE = words_of("visible present shown seen there here depicted found absent")
 
 
@@ -116,7 +117,7 @@ def silenced(tokens: list[Token], mentions: list[Mention]) -> tuple[set[int], se
         # "it looks like a dog, but it is actually a wolf"
         if word in ("but", "however") and {"actually", "really"} & set(words[at : at + 5]):
             silent.update(range(_before(HARD_MARKS, words, at) + 1, at))
-        if word in ("absent", "missing") and at and words[at - 1] in ("is", "are", "was", "were"):
+        if word in ("absent", "missing") and at and words[at - 1] in BE:
             silent.update(_subject(words, taken, at))
     for first, behind, kind in _cues(tokens, taken):
         after = words[behind] if behind < len(words) else "\n"
@@ -132,7 +133,7 @@ def silenced(tokens: list[Token], mentions: list[Mention]) -> tuple[set[int], se
         else:
             if _denies_presence(words, first, behind) or words[first:behind] == ["不", "在"]:
                 silent.update(_subject(words, taken, first))
-            if first > 1 and words[first - 2] == "there":
+            if first > 1 and words[first - 2] == "there" and words[first - 1] in BE:
                 kind = "noun"  # "there is not a dog on the couch": the couch is there
             silent.update(_scope(tokens, starts, first, behind, kind))
     return silent, blank
@@ -159,7 +160,7 @@ def _subject(words: list[str], taken: set[int], verb: int) -> range:
 
 def _denies_presence(words: list[str], first: int, behind: int) -> bool:
     """ "a dog is not visible", "dogs are not in the image": what stands before is denied."""
-    if words[first:behind] != ["not"] or not first or words[first - 1] not in ("is", "are", "was"):
+    if words[first:behind] != ["not"] or not first or words[first - 1] not in BE:
         return False
     following = [w for w in words[behind : behind + 4] if w not in ("clearly", "to", "be", "this")]
     if following[:1] == ["in"]:
