@@ -6,7 +6,10 @@ freetext-VARIANT, likelihood); two_query needs the right class and so cannot be 
     for picture in classify(model, "likelihood", ["a.jpg"], ["dog", "cat"], "What is it?"):
         print(verdict(picture.outcome, "max_softmax", 0.6))
 
-Reads the pictures; writes nothing. No torch: the model brings it.
+`run_basis` reads what a finished run's thresholds belong to.
+
+Reads the pictures, and config.json and metrics.json of a run; writes nothing. No torch: the model
+brings it.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ from llava_openset.protocols import (
 )
 from llava_openset.samples import Sample
 from shared.answering import answer_batch, score_batch
+from shared.comparison import locate
 from shared.images import open_image
+from shared.options import UserError, read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -97,3 +102,27 @@ def verdict(outcome: Outcome, score: str, threshold: float | None) -> Verdict | 
     if threshold is None:
         return None if outcome.class_probabilities is not None else "known"
     return "known" if outcome.scores[score] >= threshold else "unknown"
+
+
+def run_basis(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the thresholds of a finished run belong to, as options (model, question, classes, ...),
+    and its protocols as metrics.json has them. Raises UserError."""
+    for name in ("config.json", "metrics.json"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name} in it, so it is no finished run of evaluate.py")
+    config, metrics = read_json(folder / "config.json"), read_json(folder / "metrics.json")
+    try:
+        taken: dict[str, Any] = {
+            name: config[name]
+            for name in ("model", "adapter", "revision", "quantization", "image_handling",
+                         "question", "max_new_tokens")
+        }  # fmt: skip
+        taken["classes"] = metrics["split"]["known"]
+        taken["length_normalisation"] = metrics["scoring"]["length_normalisation"]
+        protocols = metrics["protocols"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder}: not a run of llava_openset/evaluate.py (no {error})") from error
+    for name in ("model", "adapter"):
+        if taken[name] is not None:
+            taken[name] = str(locate(taken[name]))
+    return taken, protocols

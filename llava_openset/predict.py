@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llava_openset.classifying import KEYS, Classified, classify, verdict
+from llava_openset.classifying import KEYS, Classified, classify, run_basis, verdict
 from llava_openset.evaluation_setup import form_of
 from llava_openset.prompts import prompt_text
 from llava_openset.protocols import ANSWER_SCORES, CHOICE_PROTOCOLS, CHOICE_SCORES
@@ -29,7 +29,6 @@ from llava_openset.samples import read_split
 from llava_openset.settings import TOY_DEFAULTS, AskingOptions, prepare_toy
 from llava_openset.split_settings import TOY_SPLIT
 from llava_openset.splitting import COURSE_CLASSES
-from shared.comparison import locate
 from shared.images import list_images
 from shared.options import (
     ToyOptions,
@@ -37,7 +36,6 @@ from shared.options import (
     guarded,
     manifest_value,
     parse_options,
-    read_json,
 )
 
 N_TOY = 4  # known and unknown pictures each
@@ -133,30 +131,16 @@ def pictures_of(options: PredictOptions) -> list[str]:
 
 def of_run(options: PredictOptions, folder: Path) -> PredictOptions:
     """The options with all that a finished run's threshold belongs to. Raises UserError."""
-    for name in ("config.json", "metrics.json"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name} in it, so it is no finished run of evaluate.py")
-    config, metrics = read_json(folder / "config.json"), read_json(folder / "metrics.json")
+    taken, protocols = run_basis(folder)
+    if options.protocol not in protocols:
+        raise UserError(
+            f"{folder}: no protocol {options.protocol} in it; --protocol "
+            f"{', '.join(key for key in protocols if key in KEYS)}"
+        )
     try:
-        protocols = metrics["protocols"]
-        if options.protocol not in protocols:
-            raise UserError(
-                f"{folder}: no protocol {options.protocol} in it; --protocol "
-                f"{', '.join(key for key in protocols if key in KEYS)}"
-            )
         chosen = protocols[options.protocol]["scores"][options.score]["threshold"]
-        taken: dict[str, Any] = {
-            name: config[name]
-            for name in ("model", "adapter", "revision", "quantization", "image_handling",
-                         "question", "max_new_tokens")
-        }  # fmt: skip
-        taken["classes"] = metrics["split"]["known"]
-        taken["length_normalisation"] = metrics["scoring"]["length_normalisation"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder}: not a run of llava_openset/evaluate.py (no {error})") from error
-    for name in ("model", "adapter"):
-        if taken[name] is not None:
-            taken[name] = str(locate(taken[name]))
     if chosen["value"] is None:
         raise UserError(
             f"{folder}: it has no threshold of {options.score} ({'; '.join(chosen['notes'])}); run "
