@@ -11,6 +11,9 @@ Stopped, the same command continues bit for bit.
     accelerate launch --config_file llava_repro/configs/ddp.yaml llava_repro/train.py \
         llava_repro/configs/v1_5_lora.yaml --projector outputs/llava_repro/STAGE1_RUN
 
+Where the model does not fit on each GPU: configs/fsdp2.yaml in ddp.yaml's place. Both were run as
+two CPU processes, neither on GPUs; configs/deepspeed_zero2.yaml was never run.
+
 Writes `outputs/llava_repro/RUN/`: config.json, environment.json, metrics.jsonl, curve.png,
 checkpoint-N/ (to continue), metrics.json, and `projector/`, `adapter/` or `model/` (results.py):
 the last weights, as in the published recipes; best.json names the step of lowest validation loss.
@@ -82,8 +85,8 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     learned, held_out = rows
     if not len(held_out):
         training.eval_strategy = "no"
-    check_training_flags(training)
-    refuse_partitioned_weights(training)
+    check_training_flags(training, may_shard=True)
+    refuse_unproven_sharding(options, training)
     if options.projector:
         find_projector(options.projector)
     if training.ddp_find_unused_parameters is None:  # a batch of text alone uses the projector too
@@ -142,6 +145,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
 
     # Save
     final = trainer.latest_figures() if len(held_out) else {}
+    trainer.gather_weights()
     if trainer.is_world_process_zero():
         content = manifest(options, training, learned, held_out, assembled.model.config)
         content |= {"steps": steps} | final
@@ -178,13 +182,20 @@ def set_accumulation(options: TrainOptions, training: TrainingArguments) -> None
     training.gradient_accumulation_steps = options.global_batch_size // together
 
 
-def refuse_partitioned_weights(training: TrainingArguments) -> None:
-    """ZeRO-3 leaves each process a part of each weight; saved as they are they would be empty."""
+def refuse_unproven_sharding(options: TrainOptions, training: TrainingArguments) -> None:
+    """Raises UserError for what would hang or save wrong weights: ZeRO-3, FSDP2 under 4 bits."""
+    from shared.training_flags import fsdp_is_asked_for
+
     plugin = getattr(training, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
         raise UserError(
-            "DeepSpeed ZeRO-3: its partitioned weights are not gathered for checkpoints and "
-            "results yet; use llava_repro/configs/deepspeed_zero2.yaml or ddp.yaml"
+            "DeepSpeed ZeRO-3: a process with text alone would not gather the vision tower and the "
+            "others would wait for it; FSDP2 shards the same: llava_repro/configs/fsdp2.yaml"
+        )
+    if options.train_type == "qlora" and fsdp_is_asked_for():
+        raise UserError(
+            "--train_type qlora with FSDP2: 4-bit weights are not sharded; with "
+            "llava_repro/configs/ddp.yaml each GPU holds them whole"
         )
 
 

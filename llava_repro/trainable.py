@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from shared.loading import keep_trainable_after_inference, trainable_report
 from shared.options import UserError
-from shared.training import VlmTrainer, trainable_to_fp32
+from shared.training import VlmTrainer, add_lines, listed_once, trainable_to_fp32
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -183,6 +183,25 @@ class LlavaForTraining(nn.Module):
         with torch.autocast(input_ids.device.type, self.compute_dtype, enabled=mixed):
             return {"loss": self.model(input_ids=input_ids, use_cache=False, **batch).loss}
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Where accelerate asks which layers FSDP2 shards one by one: those of the language model.
+
+        All else is one group, the vision tower too: a process with text alone would otherwise not
+        take part in gathering it, and the others would wait.
+        """
+        return sorted(self.model.language_model._no_split_modules)
+
+    def stand_in(self) -> dict[str, Tensor]:
+        """Two tokens of text, for a process whose samples are all bad while others train."""
+        token = int(self.model.config.image_token_index == 0)  # any but the image token
+        input_ids = torch.full((1, 2), token)
+        return {
+            "input_ids": input_ids,
+            "labels": input_ids.clone(),
+            "attention_mask": torch.ones_like(input_ids),
+        }
+
     def train(self, mode: bool = True) -> LlavaForTraining:
         """Training mode; a component without trainable weights keeps its dropout off.
 
@@ -203,17 +222,15 @@ class LlavaForTraining(nn.Module):
 class LlavaTrainer(VlmTrainer):
     """`VlmTrainer` that also lists the samples whose text was shortened to --max_length."""
 
+    may_shard = True
+
     def shortened(self) -> list[str]:
-        """Names of the samples shortened so far, those of an earlier start included."""
-        path = self.folder / SHORTENED_FILE
-        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        """Names of the samples shortened so far, by all processes and by an earlier start."""
+        return listed_once(self.folder / SHORTENED_FILE)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        known = set(self.shortened()) if inputs.get("shortened") else set()
-        new = [name for name in inputs.pop("shortened", []) if name not in known]
-        if new:
-            with (self.folder / SHORTENED_FILE).open("a", encoding="utf-8") as file:
-                file.writelines(name + "\n" for name in new)
+        if shortened := inputs.pop("shortened", []):
+            add_lines(self.folder / SHORTENED_FILE, shortened)
         return super().training_step(model, inputs, num_items_in_batch)

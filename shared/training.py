@@ -6,36 +6,50 @@ names the samples; a checkpoint appears whole or not at all and holds only train
 is unpickled on resume; the newest whole checkpoint is taken and training goes on bit for bit; a
 validation function given by the experiment runs at every evaluation and keeps the best weights;
 `metrics.jsonl` holds the curve. The model's `forward` returns `{"loss": ...}` and takes
-`num_items_in_batch`; batches may carry `sample_ids` and `skipped` (messages of bad samples).
+`num_items_in_batch`; batches may carry `sample_ids` and `skipped` (messages of bad samples). All
+processes share the run folder.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import random
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
+from shared.checkpoints import (
+    checkpoint_problem,
+    gather_in_place,
+    list_checkpoints,
+    load_optimizer_part,
+    load_random_state,
+    load_trainable_state,
+    newest_checkpoint,
+    optimizer_part,
+    own_part,
+    save_random_state,
+    seal_checkpoint,
+    sync_folder,
+    trainable_state,
+)
 from shared.options import UserError, read_json, write_json
-from shared.training_flags import check_training_flags, is_true
+from shared.training_flags import check_training_flags, fsdp_is_asked_for, is_true
 
 TRAINABLE_FILE = "trainable.safetensors"
-CHECKPOINT_MANIFEST = "checkpoint_manifest.json"
 CURVE_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped.txt"
 UNVALIDATED_FILE = "unvalidated.json"  # the step of a checkpoint whose validation failed
-MAX_SKIPPED_SHARE = 0.01  # of the training samples; more bad ones than this stop the run
+# Bad samples of a run, all its processes together: more than this share of the training samples
+# stop it, but never as few as this.
+MAX_SKIPPED_SHARE = 0.01
 MAX_SKIPPED_ALWAYS = 20
 
 
@@ -52,8 +66,13 @@ class VlmTrainer(Trainer):
     (`{"projector.": 2e-5}`); all else, --optim, --weight_decay and the schedule included, holds for
     them too. `sampler` gives the order of the training samples for all processes together: a
     function of its seed and of the epoch alone, which `set_epoch(n)` tells it before each pass, or
-    a continued run would see other data.
+    a continued run would see other data. A model that has `stand_in()`, the smallest batch that
+    passes through all that trains, goes on in several processes when one has bad samples only.
     """
+
+    # FSDP2: only where `keep_best`, which the first process calls alone, reads no weights, and the
+    # script calls `gather_weights` before it saves
+    may_shard = False
 
     def __init__(
         self,
@@ -68,7 +87,7 @@ class VlmTrainer(Trainer):
         learning_rates: Mapping[str, float] | None = None,
         sampler: Sampler[int] | None = None,
     ) -> None:
-        check_training_flags(args)
+        check_training_flags(args, self.may_shard)
         if sampler is not None and args.train_sampling_strategy != "random":
             raise UserError(
                 f"--train_sampling_strategy {args.train_sampling_strategy}: this training has an "
@@ -83,13 +102,17 @@ class VlmTrainer(Trainer):
             eval_dataset=train_dataset,  # only so that evaluation is switched on; see evaluate()
             data_collator=data_collator,
         )
+        if fsdp_is_asked_for() and not self.is_fsdp_enabled:
+            raise UserError(
+                "FSDP2: accelerate shards on GPUs only, here each process would train the whole "
+                "model without a word: launch without FSDP (DDP)"
+            )
         self.model_accepts_loss_kwargs = True
         self.validate = validate
         self.selection = selection
         self.keep_best = keep_best
         self.learning_rates = dict(learning_rates or {})
         self.sampler = sampler
-        self.skipped: list[str] = []
         self._latest: tuple[int, dict[str, float]] = (-1, {})
         self._staging: Path | None = None
 
@@ -121,8 +144,6 @@ class VlmTrainer(Trainer):
         best = self.folder / "best.json"
         if best.is_file() and read_json(best)["step"] > step:
             best.unlink()  # of a training that is about to be repeated, or of another one
-        listed = self.folder / SKIPPED_FILE
-        self.skipped = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
         if checkpoint is not None and 0 < self.args.max_steps <= step:
             self._take_up_finished(checkpoint, step)  # transformers would make one step more
             return step
@@ -170,35 +191,50 @@ class VlmTrainer(Trainer):
         """One micro-batch forward and backward, then the check that nothing is NaN or infinite.
 
         A batch whose samples are all bad has empty `sample_ids`; it is counted and adds nothing.
+        The other processes wait for this one's gradients, so it then gives zeros; a step for which
+        no process has a sample passes without an update.
         """
         inputs = dict(inputs)
         sample_ids = inputs.pop("sample_ids", None)
         skipped = inputs.pop("skipped", [])
         self._count_skipped(skipped)
         if sample_ids == []:
-            if self.args.world_size > 1:  # the other processes wait for this one's gradients
-                raise UserError(f"a batch without one usable sample; the first: {skipped[0]}")
-            return torch.zeros((), device=self.args.device)
+            together = self.args.average_tokens_across_devices  # num_items_in_batch is of all then
+            if self.args.world_size == 1 or (together and not num_items_in_batch):
+                return torch.zeros((), device=self.args.device)
+            inputs = self._stand_in(model, skipped)
+            num_items_in_batch = math.inf  # the sum of its losses is divided by it
         loss = super().training_step(model, inputs, num_items_in_batch)
         where = f"at step {self.state.global_step + 1}, samples {sample_ids}"
         if not torch.isfinite(loss).all():
             raise NonFiniteError(f"the loss is {float(loss)} {where}; no step was made with it")
-        if not self.args.fp16:  # the fp16 scaler meets infinite gradients on purpose and skips them
+        # the fp16 scaler meets infinite gradients on purpose and skips them; FSDP2 has gradients
+        # after the last accumulated batch; DeepSpeed has taken them into its own buffers
+        hidden = self.is_fsdp_enabled and not self.accelerator.sync_gradients
+        if not (self.args.fp16 or hidden or self.is_deepspeed_enabled):
             check_gradients(model, where)
         return loss
 
+    def _stand_in(self, model: nn.Module, skipped: Sequence[str]) -> dict[str, Any]:
+        own = self.accelerator.unwrap_model(model)
+        if not hasattr(own, "stand_in"):
+            raise UserError(f"a batch without one usable sample; the first: {skipped[0]}")
+        return own.stand_in()
+
+    @property
+    def skipped(self) -> list[str]:
+        """Messages of the bad samples so far: of all processes, and of an earlier start."""
+        return listed_once(self.folder / SKIPPED_FILE)
+
     def _count_skipped(self, messages: Sequence[str]) -> None:
-        new = [message for message in dict.fromkeys(messages) if message not in self.skipped]
-        if not new:
+        if not messages or not add_lines(self.folder / SKIPPED_FILE, messages):
             return
-        self.skipped += new
-        with (self.folder / SKIPPED_FILE).open("a", encoding="utf-8") as file:
-            file.writelines(message + "\n" for message in new)
+        skipped = self.skipped
         bound = max(MAX_SKIPPED_ALWAYS, MAX_SKIPPED_SHARE * len(self.train_dataset))
-        if len(self.skipped) > bound:
+        if len(skipped) > bound:
             raise UserError(
-                f"{len(self.skipped)} bad samples, more than the {bound:.0f} allowed; they are "
-                f"listed in {self.folder / SKIPPED_FILE}; the last: {new[-1]}"
+                f"{len(skipped)} bad samples, more than the {bound:.0f} allowed; they are "
+                f"listed in {self.folder / SKIPPED_FILE}; the last: {skipped[-1]}"
             )
 
     # Validation and curve
@@ -291,12 +327,53 @@ class VlmTrainer(Trainer):
             for old in list_checkpoints(self.folder)[limit:]:
                 shutil.rmtree(old)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Only what trains; the frozen base is named by the run's config."""
-        if output_dir is None or not self.args.should_save:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Only what trains; the frozen base is named by the run's config. By all processes."""
+        if output_dir is None:
             return
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_file(trainable_state(self.model), Path(output_dir) / TRAINABLE_FILE)
+        state = trainable_state(self.model, keep=self.args.should_save)
+        if self.args.should_save:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            save_file(state, Path(output_dir) / TRAINABLE_FILE)
+
+    def gather_weights(self) -> None:
+        """After the training, by all processes: on the first one the model is then whole, to be
+        saved (on the CPU under FSDP2); it is not run any more."""
+        gather_in_place(self.model, keep=self.is_world_process_zero())
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """transformers' own, but under FSDP2 each process writes its part of the state."""
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(optimizer_part(self.optimizer), folder / self._optimizer_file())
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """transformers' would go on with a fresh optimizer if the file is missing."""
+        if checkpoint is None:
+            return
+        path = Path(checkpoint) / self._optimizer_file()
+        if not self.is_deepspeed_enabled and not path.is_file():
+            raise UserError(
+                f"{checkpoint}: {path.name} is missing: written by another kind or number of "
+                "processes (FSDP2: one file each). Continue with the same launch, or start a new "
+                "--output_dir"
+            )
+        if not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        load_optimizer_part(self.optimizer, saved)
+        scheduler = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
+        self.lr_scheduler.load_state_dict(scheduler)
+
+    def _optimizer_file(self) -> str:
+        rank = self.args.process_index
+        return f"optimizer_{rank}.pt" if self.is_fsdp_enabled else "optimizer.pt"
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -306,42 +383,11 @@ class VlmTrainer(Trainer):
         )
 
     def _save_rng_state(self, output_dir: str) -> None:
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        version, keys, gauss = random.getstate()
-        kind, np_keys, position, has_gauss, cached = np.random.get_state()
-        tensors = {
-            "python": torch.tensor(keys, dtype=torch.int64),
-            "numpy": torch.from_numpy(np_keys.astype(np.int64)),
-            "torch": torch.get_rng_state(),
-        }
-        if torch.cuda.is_available():
-            tensors["cuda"] = torch.cuda.get_rng_state()
-        rank = self.args.process_index
-        save_file(tensors, folder / f"rng_{rank}.safetensors")
-        plain = {"python": [version, gauss], "numpy": [kind, position, has_gauss, cached]}
-        (folder / f"rng_{rank}.json").write_text(json.dumps(plain), encoding="utf-8")
+        save_random_state(Path(output_dir), self.args.process_index)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        rank = self.args.process_index
-        path = Path(checkpoint) / f"rng_{rank}.safetensors"
-        if not path.is_file():
-            raise UserError(
-                f"{checkpoint}: no random state of process {rank}: it was written by fewer "
-                "processes. Resume with as many as before, or start a new --output_dir"
-            )
-        tensors = load_file(path)
-        plain = read_json(path.with_suffix(".json"))
-        version, gauss = plain["python"]
-        random.setstate((version, tuple(tensors["python"].tolist()), gauss))
-        kind, position, has_gauss, cached = plain["numpy"]
-        np_keys = tensors["numpy"].numpy().astype(np.uint32)
-        np.random.set_state((kind, np_keys, position, has_gauss, cached))
-        torch.set_rng_state(tensors["torch"])
-        if torch.cuda.is_available() and "cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["cuda"])
+        if checkpoint is not None:
+            load_random_state(Path(checkpoint), self.args.process_index)
 
 
 def check_gradients(model: nn.Module, where: str) -> None:
@@ -349,7 +395,7 @@ def check_gradients(model: nn.Module, where: str) -> None:
     named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
     if not named:
         raise NonFiniteError(f"no trainable weight got a gradient {where}")
-    norms = torch.stack(torch._foreach_norm([gradient for _, gradient in named]))
+    norms = torch.stack(torch._foreach_norm([own_part(gradient) for _, gradient in named]))
     if not torch.isfinite(norms).all():
         bad = [name for (name, _), norm in zip(named, norms, strict=True) if not norm.isfinite()]
         raise NonFiniteError(
@@ -376,29 +422,6 @@ def give_own_learning_rates(
                 optimizer.param_groups.append({**group, "params": moved, "lr": rate})
 
 
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> weight of everything that trains, on the CPU, contiguous."""
-    return {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def load_trainable_state(model: nn.Module, path: Path) -> None:
-    """Copy the weights in place; raises UserError when names or shapes don't match exactly."""
-    loaded = load_file(path)
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    if loaded.keys() != parameters.keys():
-        odd = sorted(loaded.keys() ^ parameters.keys())
-        raise UserError(f"{path}: other trainable weights than this run's ({odd[0]}, ...)")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            if loaded[name].shape != parameter.shape:
-                raise UserError(f"{path}: {name} has shape {tuple(loaded[name].shape)}")
-            parameter.copy_(loaded[name])
-
-
 def trainable_to_fp32(model: nn.Module) -> None:
     """Small bf16 updates round to nothing; what trains is kept in full precision."""
     for parameter in model.parameters():
@@ -406,67 +429,21 @@ def trainable_to_fp32(model: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a run folder by step, newest first."""
-    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
+def listed_once(path: Path) -> list[str]:
+    """The lines of a list, each once: several processes may have met the same sample."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return list(dict.fromkeys(lines))
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; damaged ones are named and passed over."""
-    for checkpoint in list_checkpoints(folder):
-        problem = checkpoint_problem(checkpoint)
-        if problem is None:
-            return checkpoint
-        print(f"{checkpoint.name} is passed over: {problem}")
-    return None
-
-
-def seal_checkpoint(folder: Path) -> None:
-    """fsync every file and write the manifest of sizes and hashes last."""
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.relative_to(folder).as_posix()] = {
-            "bytes": path.stat().st_size,
-            "sha256": digest,
-        }
-    write_json(folder / CHECKPOINT_MANIFEST, {"files": files})
-    with (folder / CHECKPOINT_MANIFEST).open("rb") as file:
-        os.fsync(file.fileno())
-    sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's entries durable (not possible, nor needed, on Windows)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def checkpoint_problem(folder: Path) -> str | None:
-    """Why a checkpoint is not whole, or None."""
-    if not folder.is_dir():
-        return "no such checkpoint folder"
-    if not (folder / CHECKPOINT_MANIFEST).is_file():
-        return "it has no manifest, so it was not finished (or not written by this project)"
-    try:
-        files = read_json(folder / CHECKPOINT_MANIFEST)["files"]
-    except UserError as error:
-        return str(error)
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != expected["bytes"]:
-            return f"{name} is missing or has another size"
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-                return f"{name} is damaged"
-    return None
+def add_lines(path: Path, lines: Sequence[str]) -> bool:
+    """Append those that a list doesn't have yet; whether there were any. Each is one line."""
+    lines = [" ".join(line.splitlines()) for line in lines]
+    known = set(listed_once(path))
+    new = [line for line in dict.fromkeys(lines) if line not in known]
+    if new:
+        with path.open("a", encoding="utf-8") as file:  # one write: other processes append too
+            file.write("".join(line + "\n" for line in new))
+    return bool(new)
 
 
 def read_curve(path: Path) -> list[dict[str, Any]]:

@@ -92,10 +92,11 @@ NEUTRAL = frozenset(
 )
 
 
-def check_training_flags(training: TrainingArguments) -> None:
+def check_training_flags(training: TrainingArguments, may_shard: bool = False) -> None:
     """Raises UserError that names every flag which can't be obeyed, and why.
 
-    Call it when `output_dir` stands and before a model is loaded.
+    Call it when `output_dir` stands and before a model is loaded. `may_shard`: this training
+    gathers FSDP2's sharded weights before it saves them.
     """
     problems = []
     defaults = {
@@ -130,12 +131,40 @@ def check_training_flags(training: TrainingArguments) -> None:
             f"{training.n_gpu} GPUs are visible to one process: start it with accelerate launch, "
             "or show it one of them (CUDA_VISIBLE_DEVICES=0)"
         )
-    if training.fsdp or is_true(os.environ.get("ACCELERATE_USE_FSDP")):  # flag, or its config file
-        problems.append(
-            "--fsdp: sharded weights are not gathered for checkpoints and adapters yet; accelerate "
-            "launch without it shares the batches (DDP)"
-        )
+    problems += fsdp_problems(training, may_shard)
     refuse(problems)
+
+
+def fsdp_is_asked_for() -> bool:
+    """By accelerate's config file, which its launcher turns into this variable."""
+    return is_true(os.environ.get("ACCELERATE_USE_FSDP"))
+
+
+def fsdp_problems(training: TrainingArguments, may_shard: bool) -> list[str]:
+    """What of FSDP, by the flag or by accelerate's config file, does not work."""
+    if not (training.fsdp or fsdp_is_asked_for()):
+        return []
+    if not may_shard:
+        return [
+            "--fsdp: sharded weights are not gathered for checkpoints and adapters here; "
+            "accelerate launch without it shares the batches (DDP)"
+        ]
+    problems = []
+    if training.fsdp:
+        problems.append("--fsdp: it is set in accelerate's config file (fsdp_config), by no flag")
+    elif os.environ.get("FSDP_VERSION") != "2":
+        problems.append("FSDP version 1: set fsdp_version: 2 in accelerate's config file")
+    if is_true(os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING")):
+        problems.append(
+            "fsdp_cpu_ram_efficient_loading: the model is made from several folders, each process "
+            "reads them; set it to false in accelerate's config file"
+        )
+    if "8bit" in getattr(training.optim, "value", str(training.optim)):
+        problems.append(
+            f"--optim {training.optim.value} with FSDP: its state has no form in shards; take "
+            "adamw_torch"
+        )
+    return problems
 
 
 def check_numbers(training: TrainingArguments) -> None:

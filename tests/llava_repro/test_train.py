@@ -18,7 +18,7 @@ from llava_repro import assembling, trainable
 from llava_repro.model import Llava
 from llava_repro.planning import read_config
 from llava_repro.results import check_projector, load_lora, read_projector
-from llava_repro.train import main, parse, refuse_partitioned_weights
+from llava_repro.train import main, parse, refuse_unproven_sharding
 from shared.options import UserError
 from shared.training import read_curve
 
@@ -502,14 +502,30 @@ def test_options_that_cannot_be_are_refused(
     assert message in refused(argv, monkeypatch)
 
 
-def test_partitioned_weights_are_refused():
-    """They would be saved empty."""
+def test_sharding_that_would_hang_or_save_wrong_weights_is_refused(monkeypatch):
     from types import SimpleNamespace
 
-    refuse_partitioned_weights(SimpleNamespace(deepspeed_plugin=None))
-    refuse_partitioned_weights(SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2)))
-    with pytest.raises(UserError, match="ZeRO-3: its partitioned weights"):
-        refuse_partitioned_weights(SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3)))
+    def refuse(train_type: str, stage: int | None = None) -> None:
+        plugin = None if stage is None else SimpleNamespace(zero_stage=stage)
+        training = SimpleNamespace(deepspeed_plugin=plugin)
+        refuse_unproven_sharding(SimpleNamespace(train_type=train_type), training)
+
+    refuse("qlora")
+    refuse("freeze_vision", stage=2)
+    with pytest.raises(UserError, match=r"ZeRO-3: .* wait for it; FSDP2 shards the same"):
+        refuse("freeze_vision", stage=3)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    refuse("lora")
+    with pytest.raises(UserError, match="qlora with FSDP2: 4-bit weights are not sharded"):
+        refuse("qlora")
+
+
+def test_sharding_without_gpus_is_refused(parts, shared_conversations, tmp_path, monkeypatch):
+    """accelerate would go on without it and say nothing."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    argv = flags(parts, shared_conversations, tmp_path / "run")
+    assert "FSDP2: accelerate shards on GPUs only" in refused(argv, monkeypatch)
 
 
 def test_no_model_and_no_data_are_named(monkeypatch, parts, tmp_path):
@@ -527,11 +543,12 @@ def test_empty_data_is_named(parts, conversations, tmp_path, monkeypatch):
 
 
 def test_missing_pictures_are_listed_before_training(parts, conversations, tmp_path, monkeypatch):
-    for i in range(3):
+    for i in (0, 1, 2, 3, 5):
         (conversations.parent / "images" / f"{i}_0.png").unlink()
     argv = flags(parts, conversations, tmp_path / "run", "--validation_samples", "0")
     message = refused(argv, monkeypatch)
-    assert "3 of the 40 samples checked cannot be used (is --image_root the right" in message
+    assert "5 of the 40 samples checked cannot be used, at most 4 would be left out" in message
+    assert "5 miss a picture: is --image_root the right folder?" in message
     assert "1_0.png: no such picture" in message
 
 

@@ -18,19 +18,16 @@ from torch import nn
 from torch.utils.data import Sampler
 
 from shared import training
-from shared.options import REPO_ROOT, UserError
-from shared.training import (
+from shared.checkpoints import (
     CHECKPOINT_MANIFEST,
-    CURVE_FILE,
-    NonFiniteError,
-    VlmTrainer,
     checkpoint_problem,
     list_checkpoints,
     newest_checkpoint,
-    plot_curve,
-    read_curve,
+    seal_checkpoint,
     trainable_state,
 )
+from shared.options import REPO_ROOT, UserError
+from shared.training import CURVE_FILE, NonFiniteError, VlmTrainer, plot_curve, read_curve
 
 
 class Net(nn.Module):
@@ -511,6 +508,28 @@ def test_skipped_samples_are_counted_against_a_bound(tmp_path):
     many = [row | {"problem": f"{row['id']}: broken"} for row in samples(40)]
     with pytest.raises(UserError, match="more than the 20 allowed"):
         trainer_in(tmp_path / "many", many, max_steps=10).train_or_continue()
+
+
+def test_skipped_samples_of_all_processes_count_once_against_one_bound(tmp_path):
+    """They share the run folder: 15 here and 15 there, 5 of them the same, are 25."""
+    ours, theirs = trainer_in(tmp_path), trainer_in(tmp_path)
+    ours._count_skipped([f"s{i}: broken\nin two lines" for i in range(15)])
+    theirs._count_skipped([f"s{i}: broken\nin two lines" for i in range(5, 20)])
+    assert len(ours.skipped) == len(theirs.skipped) == 20
+    ours._count_skipped(["s3: broken\nin two lines"])
+    with pytest.raises(UserError, match="21 bad samples, more than the 20 allowed"):
+        theirs._count_skipped(["s20: broken"])
+
+
+def test_an_optimizer_state_that_is_missing_is_not_passed_over(tmp_path):
+    """transformers goes on with a fresh one."""
+    trainer_in(tmp_path).train_or_continue()
+    for checkpoint in list_checkpoints(tmp_path):
+        (checkpoint / "optimizer.pt").rename(checkpoint / "optimizer_0.pt")  # as under FSDP2
+        (checkpoint / CHECKPOINT_MANIFEST).unlink()
+        seal_checkpoint(checkpoint)
+    with pytest.raises(UserError, match=r"optimizer.pt is missing: written by another kind"):
+        trainer_in(tmp_path, max_steps=8).train_or_continue()
 
 
 def test_the_curve_is_drawn(tmp_path):

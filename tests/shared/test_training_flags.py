@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,23 @@ def test_sharded_weights_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match=r"--fsdp: sharded weights are not gathered"):
         check_training_flags(arguments(tmp_path))
+
+
+def test_a_training_that_gathers_its_weights_may_shard_them(tmp_path, monkeypatch):
+    """By accelerate's config file alone, with FSDP2."""
+    check = partial(check_training_flags, may_shard=True)
+    with pytest.raises(UserError, match="--fsdp: it is set in accelerate's config file"):
+        check(arguments(tmp_path, fsdp=True))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="FSDP version 1: set fsdp_version: 2"):
+        check(arguments(tmp_path))
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    check(arguments(tmp_path))
+    with pytest.raises(UserError, match="--optim adamw_8bit with FSDP"):
+        check(arguments(tmp_path, optim="adamw_8bit"))
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    with pytest.raises(UserError, match="fsdp_cpu_ram_efficient_loading: the model is made from"):
+        check(arguments(tmp_path))
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
