@@ -29,9 +29,9 @@ from shared.options import IGNORE_INDEX, UserError
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+EPOCHS_PER_SEED = 1_000_003  # no epoch of a seed has the order of another seed's
 LOOK_AHEAD = 64  # steps whose rows are grouped, and whose pictures are checked, together
 PICTURE_WORDS = 256  # a further picture of a row in words, for lengths only
-MAX_BAD_SHARE = 0.01  # of the samples checked before training
 # Chinese has no spaces: each of its characters counts as a word, all else is split at spaces.
 WORDS = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\s\u3400-\u9fff\uf900-\ufaff]+")
 
@@ -224,7 +224,7 @@ class ConversationSampler(Sampler[int]):
 
     With `length_of` steps hold one modality, as in LLaVA, but within a window of LOOK_AHEAD steps;
     with `like_lengths` also samples of about the same length. The leftover of both modalities makes
-    the last, mixed batches. The order depends on seed and epoch alone.
+    the last, mixed batches. The order depends on seed and epoch alone, another for each pair.
     """
 
     def __init__(
@@ -254,7 +254,9 @@ class ConversationSampler(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        # below 2 ** 32, of which torch's generator on the CPU takes no more
+        mixed = (self.seed * EPOCHS_PER_SEED + self.epoch) % 2**32
+        generator = torch.Generator().manual_seed(mixed)
         order = torch.randperm(self.n_samples, generator=generator).tolist()
         if self.length_of is None:
             yield from order
@@ -296,15 +298,23 @@ def check_samples(
     return checked, problems
 
 
+def bad_samples_allowed(checked: int) -> int:
+    """1 % of those checked before the training, as later in it; of few a tenth (at most 20), two in
+    any case, but not all."""
+    return min(max(2, min(20, checked // 10), checked // 100), checked - 1)
+
+
 def refuse_bad_samples(checked: int, problems: Sequence[str]) -> None:
-    """Raises UserError when more than 1 % cannot be used; a few are named and left out later."""
+    """Raises UserError when too many cannot be used; a few are named and left out later."""
     if not problems:
         return
     listed = "\n  ".join(problems[:5])
-    if len(problems) > MAX_BAD_SHARE * checked:
+    if len(problems) > (allowed := bad_samples_allowed(checked)):
+        missing = sum("no such picture" in problem for problem in problems)
+        hint = f"; {missing} miss a picture: is --image_root the right folder?" if missing else "."
         raise UserError(
-            f"{len(problems)} of the {checked} samples checked cannot be used (is --image_root the "
-            f"right folder?); the first:\n  {listed}"
+            f"{len(problems)} of the {checked} samples checked cannot be used, at most {allowed} "
+            f"would be left out{hint} The first:\n  {listed}"
         )
     print(f"{len(problems)} of {checked} samples will be left out; the first:\n  {listed}")
 

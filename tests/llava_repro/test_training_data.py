@@ -147,8 +147,8 @@ def test_the_order_is_a_function_of_seed_and_epoch():
         return list(sampler)
 
     assert order(0, 0) == order(0, 0)
-    assert order(0, 0) != order(0, 1)
-    assert order(0, 0) != order(1, 0)
+    orders = {tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9  # seed 0's second pass is not seed 1's first
 
 
 def test_the_first_step_reads_a_bounded_number_of_rows():
@@ -220,13 +220,28 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_headers_of_the_next_samples_are_checked_and_no_more(folder):
-    rows = [row(3, f"{i}.png") for i in range(6)]  # 4.png and 5.png are not there
-    assert check_samples(rows, iter(range(6)), folder, n=4) == (4, [])
-    checked, problems = check_samples(rows, iter(range(6)), folder, n=None)
-    assert checked == 6
-    assert [p.endswith("no such picture") for p in problems] == [True, True]
-    with pytest.raises(UserError, match=r"2 of the 6 samples checked.*\n.*4.png: no such picture"):
+    rows = [row(3, f"{i}.png") for i in range(7)]  # 4.png to 6.png are not there
+    assert check_samples(rows, iter(range(7)), folder, n=4) == (4, [])
+    checked, problems = check_samples(rows, iter(range(7)), folder, n=None)
+    assert checked == 7
+    assert [p.endswith("no such picture") for p in problems] == [True] * 3
+    with pytest.raises(UserError, match=r"3 of the 7 samples .*\n.*4.png: no such picture"):
         refuse_bad_samples(checked, problems)
+
+
+@pytest.mark.parametrize(
+    ("checked", "allowed"),
+    [(1, 0), (2, 1), (3, 2), (8, 2), (40, 4), (200, 20), (2000, 20), (5000, 50)],
+)
+def test_a_few_bad_samples_are_always_allowed_but_not_all(checked, allowed, capsys):
+    problems = ["row 3: broken"] * allowed
+    refuse_bad_samples(checked, problems)
+    assert (f"{allowed} of {checked} samples will be left out" in capsys.readouterr().out) == (
+        allowed > 0
+    )
+    with pytest.raises(UserError, match=f"at most {allowed} would be left out") as raised:
+        refuse_bad_samples(checked, [*problems, "row 3: broken"])
+    assert "image_root" not in str(raised.value)  # no picture is missing
 
 
 def test_a_few_missing_pictures_are_named_and_do_not_stop(capsys):
