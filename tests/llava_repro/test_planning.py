@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -289,6 +290,17 @@ def test_train_types_are_declared_for_each_stage():
     from llava_repro.trainable import TRAINED
 
     assert {t for types in TRAIN_TYPES.values() for t in types} == set(TRAINED)
+
+
+@pytest.mark.parametrize("preset", ["v1_finetune", "v1_5_finetune", "scienceqa"])
+def test_presets_for_several_gpus_say_what_they_need(preset, tmp_path, capsys, byte_toy):
+    """The figures of their own --dry_run, rounded as it prints them."""
+    path = CONFIGS / f"{preset}.yaml"
+    main(*parse([str(path), "--dry_run", "--output_dir", str(tmp_path)]))
+    one, sharded = re.findall(r"about ([\d.]+) GiB", capsys.readouterr().out)
+    header = path.read_text().partition("\nstage:")[0]
+    assert f"{one} GiB on one GPU, {sharded} GiB each" in header
+    assert "Never run on" in header
 
 
 def test_launch_files_say_what_was_not_run_here():
