@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from shared.vision_language import VisionLanguage
 
 KEYS = tuple(key for key in TEMPLATES if key != "two_query")
-CHOICE_BATCH_SIZE = 16
 Verdict = Literal["known", "unknown"]
 
 
@@ -63,7 +62,7 @@ def classify(
     *,
     form: str = PLAIN_FORM,
     normalisation: Literal["mean", "sum"] = "mean",
-    batch_size: int = 16,
+    batch_size: int = 8,
     open_picture: Callable[[str], Image] = open_image,
 ) -> Iterator[Classified]:
     """Each picture in order; one that cannot be read has a record with status "error"."""
@@ -79,8 +78,7 @@ def classify(
         jobs = [job_of(query, classes, question, form) for query in batch]
         if protocol in CHOICE_PROTOCOLS:
             records = score_batch(
-                model, jobs, choices_of, lambda q: open_picture(q.image_name), "mean",
-                CHOICE_BATCH_SIZE,
+                model, jobs, choices_of, lambda q: open_picture(q.image_name), "mean", batch_size,
             )  # fmt: skip
         else:
             records = answer_batch(model, jobs, lambda q: open_picture(q.image_name))

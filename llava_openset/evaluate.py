@@ -111,7 +111,10 @@ def ask(options: EvaluateOptions, split: Split, samples: Sequence[Sample], folde
         }
         path = records_file(folder, protocol)
         if protocol in CHOICE_PROTOCOLS:  # --length_normalisation only enters the scoring
-            score_choices(model, jobs, path, choices=choices_of, **common)
+            score_choices(
+                model, jobs, path,
+                choices=choices_of, choice_batch_size=options.batch_size, **common,
+            )  # fmt: skip
         else:
             answer_questions(model, jobs, path, **common)
         print(f"  in {time.perf_counter() - started:.0f} s")

@@ -249,7 +249,6 @@ def memory_plan(options: EvaluateOptions, longest: str) -> list[str]:
     import transformers
 
     from shared.vision_families import FAMILIES
-    from shared.vision_language import CHOICE_BATCH_SIZE
 
     try:
         folder = model_folder(options.model, options.revision)
@@ -281,7 +280,7 @@ def memory_plan(options: EvaluateOptions, longest: str) -> list[str]:
     memory = MemoryEstimate(
         weights=weight_bytes(counts, ("packed",), options.quantization, dtype.itemsize) / GIB,
         trainable=0.0,
-        activations=(options.batch_size + CHOICE_BATCH_SIZE) * tokens * cache / GIB,
+        activations=2 * options.batch_size * tokens * cache / GIB,  # prompts, and names behind them
     )
     total = sum(counts.values())
     return [

@@ -45,7 +45,9 @@ class AskingOptions(ModelOptions):
         default=QUESTION, metadata={"help": "the core question that ends every prompt"}
     )
     max_new_tokens: int = field(default=32, metadata={"help": "longest free answer in tokens"})
-    batch_size: int = field(default=16, metadata={"help": "prompts in one forward pass"})
+    batch_size: int = field(
+        default=8, metadata={"help": "prompts, and behind them class names, in one forward pass"}
+    )
     length_normalisation: Literal["mean", "sum"] = field(
         default="mean",
         metadata={"help": "log-likelihood of a class name: mean of its tokens, or their sum, which "
