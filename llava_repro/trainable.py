@@ -190,7 +190,7 @@ class LlavaForTraining(nn.Module):
         All else is one group, the vision tower too: a process with text alone would otherwise not
         take part in gathering it, and the others would wait.
         """
-        return sorted(self.model.language_model._no_split_modules)
+        return sorted(self.model.language_model._no_split_modules or ())
 
     def stand_in(self) -> dict[str, Tensor]:
         """Two tokens of text, for a process whose samples are all bad while others train."""

@@ -207,7 +207,9 @@ class VlmTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         where = f"at step {self.state.global_step + 1}, samples {sample_ids}"
         if not torch.isfinite(loss).all():
-            raise NonFiniteError(f"the loss is {float(loss)} {where}; no step was made with it")
+            # DeepSpeed's backward pass steps by itself
+            unstepped = "" if self.is_deepspeed_enabled else "; no step was made with it"
+            raise NonFiniteError(f"the loss is {float(loss)} {where}{unstepped}")
         # the fp16 scaler meets infinite gradients on purpose and skips them; FSDP2 has gradients
         # after the last accumulated batch; DeepSpeed has taken them into its own buffers
         hidden = self.is_fsdp_enabled and not self.accelerator.sync_gradients
