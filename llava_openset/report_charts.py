@@ -62,7 +62,8 @@ def figure_of(run: OpenSetRun, protocol: str, name: str) -> float | None:
 def decisions(run: OpenSetRun, words: Words, labels: Words) -> Chart | None:
     """Known named rightly and unknown rejected, by protocol, with intervals."""
     groups, named, rejected = [], [], []
-    for key, described in run.protocols.items():
+    for key in run.leading_first:
+        described = run.protocols[key]
         figures = described["scores"][described["decision"]["score"]]["figures"]
         known, unknown = (figures[name] for name in
                           ("known_correct_and_accepted", "unknown_reject_rate"))  # fmt: skip

@@ -32,6 +32,7 @@ Words = Mapping[str, str]
 Entry = Mapping[str, Any]
 ChartsByName = Mapping[str, Chart]
 
+SOFT_HYPHEN = "\u00ad"  # in words that a narrow column may have to break
 FEW = 20  # fewer samples than this behind a class's figure are said to be few
 RATES = {
     "closed_set_accuracy", "known_accept_rate", "known_correct_and_accepted",
@@ -96,7 +97,11 @@ def about(run: OpenSetRun, rules: Mapping[str, Any] | None, words: Words) -> lis
         criterion=run.metrics["scoring"].get("threshold_criterion") or "–"))  # fmt: skip
     if split.get("n_private"):
         paragraphs.append(words["own_pictures_there"].format(n=split["n_private"]))
-    lead = run.protocols[run.leading]["parts"]
+    described = run.protocols[run.leading]
+    openness = figures(described, described["headline"])["openness"]
+    if openness["value"] is not None:
+        paragraphs.append(words["openness_is"].format(value=f"{openness['value']:.3f}"))
+    lead = described["parts"]
     rows = [
         Row([words[f"part_{part}"], *(str(lead[part][side]) for side in ("known", "unknown"))])
         for part in ("validation", "test")
@@ -115,8 +120,10 @@ def about(run: OpenSetRun, rules: Mapping[str, Any] | None, words: Words) -> lis
     blocks: list[Block] = [Text(paragraphs), sizes, named]
     if rules is None:
         return [*blocks, Text([words["rules_missing"].format(folder=split["folder"])])]
-    described = {"unit": split["unit"], "seed": split["seed"], **rules}
-    body = [Row([name, value]) for name, value in flat(described).items()]
+    body = [
+        Row([name, value])
+        for name, value in flat({"unit": split["unit"], "seed": split["seed"], **rules}).items()
+    ]
     return [
         *blocks,
         Table(header=[words["option"], words["value"]], rows=body, title=words["split_rules"],
@@ -147,13 +154,13 @@ def protocols(
 
 
 def decision_table(run: OpenSetRun, words: Words) -> Table:
-    scores = {key: described["decision"]["score"] for key, described in run.protocols.items()}
+    scores = {key: run.protocols[key]["decision"]["score"] for key in run.leading_first}
     return figure_table(run, scores, DECISIONS, words["decisions"], words["decisions_note"], words)
 
 
 def ranking_table(run: OpenSetRun, words: Words) -> Table:
     """Figures that need no threshold, of the headline scores."""
-    scores = {key: described["headline"] for key, described in run.protocols.items()}
+    scores = {key: run.protocols[key]["headline"] for key in run.leading_first}
     return figure_table(run, scores, RANKING, words["ranking"], words["ranking_note"], words)
 
 
@@ -181,7 +188,8 @@ def figure_table(
 
 def every_score_table(run: OpenSetRun, words: Words) -> Table:
     rows = []
-    for key, described in run.protocols.items():
+    for key in run.leading_first:
+        described = run.protocols[key]
         sizes = described["parts"]["test"]
         for score in described["scores"]:
             entries = figures(described, score)
@@ -224,6 +232,7 @@ def test_table(family: str, tests: Sequence[Mapping[str, Any]], words: Words) ->
     """One family of paired tests, other minus base; says why there is none."""
     if not tests:
         return Text([f"{words[f'tests_{family}']}: {words[f'tests_{family}_none']}"])
+    has_notes = any(test["note"] for test in tests)
     rows = []
     for test in tests:
         changed = f"{test['wins']} / {test['losses']}" if "wins" in test else ""
@@ -231,11 +240,11 @@ def test_table(family: str, tests: Sequence[Mapping[str, Any]], words: Words) ->
             f"{test['base']} → {test['other']}", str(test["n"]), difference(test),
             p_value(test["p_value"]), p_value(test["p_holm"]),
             *([changed] if family == "decisions" else []),
-            in_words(test["note"] or "", words),
+            *([in_words(test["note"] or "", words)] if has_notes else []),
         ], test["n"], test_tone(test)))  # fmt: skip
     header = [words[key] for key in ("pair", "n", "difference", "p", "p_holm")]
     header += [words["changed"]] if family == "decisions" else []
-    header.append(words["notes"])
+    header += [words["notes"]] if has_notes else []
     used = sorted({test["test"] for test in tests if test["test"]})
     return Table(
         header=header, rows=rows, title=words[f"tests_{family}"],
@@ -243,7 +252,7 @@ def test_table(family: str, tests: Sequence[Mapping[str, Any]], words: Words) ->
             n=sum(test["p_value"] is not None for test in tests),
             tests=words["comma"].join(words[name] for name in used) or "–",
         ),
-        text_columns=(0, len(header) - 1), folded=len(tests) > 3,
+        text_columns=(0, *([len(header) - 1] if has_notes else [])), folded=len(tests) > 3,
     )  # fmt: skip
 
 
@@ -399,25 +408,38 @@ def two_query(run: OpenSetRun, words: Words) -> list[Block]:
 
 def missing(run: OpenSetRun, words: Words) -> list[Block]:
     """Every figure without a value, or without an interval, and why; alike ones in one row."""
-    found: dict[tuple[str, str], dict[str, None]] = {}
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}  # (figure, reason) -> where
     for key, described in run.protocols.items():
         for score in described["scores"]:
             for name, entry in figures(described, score).items():
                 reason = entry.get("reason") if entry["value"] is None else entry.get("note")
-                if reason:
-                    found.setdefault((name, reason), {})[f"{key}: {score}"] = None
-        reason = described["decision"].get("reason")
-        if reason:
-            found.setdefault(("decision", reason), {})[key] = None
-    if not found:
+                if reason and name != "openness":  # which follows from the class lists
+                    found.setdefault((name, reason), []).append((key, score))
+    alike: dict[tuple[str, str], list[str]] = {}  # (reason, where) -> figures
+    for (name, reason), where in found.items():
+        place = places(run, where, words)
+        alike.setdefault((reason, place), []).append(words[name].removesuffix(", %"))
+    if not alike:
         return [Text([words["missing_none"]])]
     rows = [
-        Row([words.get(name, name), in_words(reason, words),
-             words["comma"].join(where)])
-        for (name, reason), where in found.items()
-    ]  # fmt: skip
+        Row([words["comma"].join(names), in_words(reason, words), place])
+        for (reason, place), names in alike.items()
+    ]
     header = [words[key] for key in ("figure", "reason", "where")]
     return [Table(header=header, rows=rows, text_columns=(0, 1, 2), note=words["missing_note"])]
+
+
+def places(run: OpenSetRun, where: Sequence[tuple[str, str]], words: Words) -> str:
+    """Protocols and their scores; a protocol alone where all its scores are meant."""
+    by_protocol: dict[str, list[str]] = {}
+    for key, score in where:
+        by_protocol.setdefault(key, []).append(score)
+    said = [
+        breakable(key if len(scores) == len(run.protocols[key]["scores"])
+                  else f"{key}: {' / '.join(scores)}")
+        for key, scores in by_protocol.items()
+    ]  # fmt: skip
+    return words["comma"].join(said)
 
 
 def figure_rows(run: OpenSetRun) -> tuple[list[str], list[list[object]]]:
@@ -437,7 +459,7 @@ def copy_boxes(run: OpenSetRun, words: Words) -> list[Block]:
     tables = [decision_table(run, words), ranking_table(run, words)]
     text = "\n\n".join(
         markdown_table(table.header, [row.cells for row in table.rows]) for table in tables
-    )
+    ).replace(SOFT_HYPHEN, "")
     return [CopyBox(words["copy_markdown"], text),
             CopyBox(words["copy_csv"], csv_table(*figure_rows(run)))]  # fmt: skip
 

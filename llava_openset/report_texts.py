@@ -20,13 +20,13 @@ ENGLISH: dict[str, str] = {
     "synthetic_model": "A toy model: its words and figures say nothing about the real one.",
     "banner_title": "These figures can't be used as they stand:",
     "shuffled": "control: every question was asked about another picture than the one shown here.",
-    "verdict_better": "{protocol} ranks known above unknown better than chance: AUROC {auroc} "
-    "({score})",
-    "verdict_worse": "{protocol} ranks unknown above known: AUROC {auroc} ({score}), worse than "
-    "chance",
-    "verdict_unclear": "{protocol} can't be told from chance at ranking known above unknown: "
-    "AUROC {auroc} ({score})",
-    "verdict_none": "{protocol} has no AUROC ({reason})",
+    "verdict_better": "Protocol {protocol} ranks known above unknown better than chance: AUROC "
+    "{auroc} ({score})",
+    "verdict_worse": "Protocol {protocol} ranks unknown above known: AUROC {auroc} ({score}), "
+    "worse than chance",
+    "verdict_unclear": "Protocol {protocol} can't be told from chance at ranking known above "
+    "unknown: AUROC {auroc} ({score})",
+    "verdict_none": "Protocol {protocol} has no AUROC ({reason})",
     "verdict_decides": "; deciding, it names {named} of the known rightly and rejects {rejected} "
     "of the unknown.",
     "verdict_no_threshold": "; there is no decision, as no threshold was chosen or one side has "
@@ -42,15 +42,13 @@ ENGLISH: dict[str, str] = {
     "aurc": "AURC",
     "ece": "ECE",
     "brier": "Brier",
-    "openness": "Openness",
     "closed_set_accuracy": "Closed-set accuracy, %",
     "known_accept_rate": "Known accepted, %",
     "known_correct_and_accepted": "Known named rightly, %",
     "unknown_reject_rate": "Unknown rejected, %",
-    "normalised_accuracy": "Normalised accuracy, %",
+    "normalised_accuracy": "Normal\u00adised accuracy, %",
     "macro_f1_with_unknown": "Macro-F1 with unknown",
-    "decision": "Decision",
-    "known_right": "known named rightly",
+    "known_right": "known right",
     "unknown_rejected": "unknown rejected",
     "score_of": "score {value}",
     "no_threshold_stands": "No threshold could be chosen for {names}: the likeliest class stands "
@@ -63,6 +61,8 @@ ENGLISH: dict[str, str] = {
     "threshold_rule": "Where a threshold decides, it was chosen on the validation part alone "
     "(criterion: {criterion}) and recorded; the test part never moves it.",
     "own_pictures_there": "{n} of the unknown test pictures are the user's own.",
+    "openness_is": "Openness of the test part {value} (Scheirer et al. 2013): 0 without unknown "
+    "classes, towards 1 the more of them there are for each known one.",
     "part": "Part",
     "part_validation": "validation",
     "part_test": "test",
@@ -123,7 +123,7 @@ ENGLISH: dict[str, str] = {
     "table, one family. A coloured edge: p (Holm) is at most 0.05.",
     "mcnemar-exact": "McNemar's exact test (right and wrong decisions)",
     "sign-flip-clustered": "Sign flips over pictures, as several samples share one",
-    "paired-bootstrap": "Paired bootstrap",
+    "paired-bootstrap": "Paired bootstrap, whose p is 0.001 at least",
     "chart_decisions": "Known named rightly and unknown rejected",
     "alt_decisions": "Bars with 95 % intervals by protocol. {said}.",
     "alt_decisions_one": "{protocol}: {named} of known named rightly, {rejected} of unknown "

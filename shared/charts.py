@@ -276,7 +276,7 @@ def curves_chart(
             label, x, y = reference
             axes.plot(x, y, color="#9aa5b4", lw=1.0, ls=(0, (1, 2)), label=drawable(label, 40))
         for i, (name, (x, y)) in enumerate(series.items()):
-            color = SERIES[(i + 1) % len(SERIES)]
+            color = SERIES[i % len(SERIES)]
             dash = DASHES[i % len(DASHES)]
             style = "steps-pre" if steps else "default"
             # a curve of one point has no length, and must not vanish
