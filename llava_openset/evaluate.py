@@ -50,9 +50,9 @@ from llava_openset.settings import EvaluateOptions, prepare_toy, toy_defaults
 from shared.answering import answer_questions, read_records, score_choices
 from shared.options import (
     guarded,
-    manifest_value,
     parse_options,
     portable_path,
+    read_json,
     start_run,
     write_json,
 )
@@ -138,11 +138,7 @@ def score(
         "script": "evaluate",
         "part": "test",
         "pictures": options.pictures,
-        "synthetic": {
-            "data": split.synthetic,
-            "model": any(bool(manifest_value(part, "synthetic"))
-                         for part in (options.model, options.adapter) if part),
-        },
+        "synthetic": read_json(folder / "config.json")["synthetic"],
         "caveats": list(split.caveats),
         "split": {
             "folder": portable_path(split.folder),

@@ -13,6 +13,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_openset.matching import match_answer
 from llava_openset.prompts import PLAIN_FORM, TEMPLATES, VARIANTS, prompt_form, prompt_text
 from llava_openset.protocols import CHOICE_PROTOCOLS, Query, names_of, queries
 from llava_openset.samples import Sample, Split, read_split
@@ -37,7 +38,14 @@ from shared.loading import (
     pick_dtype,
     weight_bytes,
 )
-from shared.options import MissingError, UserError, portable_path, read_json, resolved_config
+from shared.options import (
+    MissingError,
+    UserError,
+    manifest_value,
+    portable_path,
+    read_json,
+    resolved_config,
+)
 from shared.vqav2 import Question
 
 if TYPE_CHECKING:
@@ -57,6 +65,10 @@ def load_samples(options: EvaluateOptions) -> tuple[Split, list[Sample]]:
         path_or_none(options.private_labels),
         options.private_validation_share,
     )
+    try:
+        match_answer("", split.classes.known)
+    except ValueError as error:  # now, and not when all is answered
+        raise UserError(f"{options.split}: its classes cannot be told apart: {error}") from error
     samples = split.part("test") if options.part == "test" else list(split.samples)
     if not any(sample.part == "test" for sample in samples):
         raise UserError(f"{options.split}: no sample in its test part; make the split again")
@@ -139,8 +151,15 @@ def run_config(options: EvaluateOptions, split: Split) -> dict[str, Any]:
         model_fingerprint=fingerprint(model_folder(options.model, options.revision)),
         adapter_fingerprint=adapter_fingerprint(options.adapter),
         data_hash=split.data_hash,
+        synthetic={"data": split.synthetic, "model": is_synthetic(options)},
     )
     return {key: value for key, value in config.items() if key not in NOT_THE_RUN}
+
+
+def is_synthetic(options: EvaluateOptions) -> bool:
+    """Whether the model, or its adapter, is a toy by its manifest."""
+    parts = filter(None, (options.model, options.adapter))
+    return any(bool(manifest_value(part, "synthetic")) for part in parts)
 
 
 def prompts(options: EvaluateOptions, split: Split, form: str) -> dict[str, str]:
@@ -154,7 +173,7 @@ def options_of_run(options: EvaluateOptions) -> EvaluateOptions:
     if not file.is_file():
         raise UserError(f"{folder}: no config.json in it, so it is no run of evaluate.py")
     config = read_json(file)
-    absent = [name for name in options.run_options if name not in config]
+    absent = [name for name in (*options.run_options, "synthetic") if name not in config]
     if config.get("script") != "evaluate" or absent:
         raise UserError(f"{file}: not a run of llava_openset/evaluate.py")
     taken = {name: config[name] for name in options.run_options}

@@ -6,7 +6,8 @@ import csv
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_openset import evaluation_setup
+from llava_openset import evaluation_setup, scoring
 from llava_openset.evaluate import main
 from llava_openset.prompts import VARIANTS
 from llava_openset.samples import Sample
@@ -66,6 +67,16 @@ def evaluate(split: Path, tiny_llava_folder: Callable[..., Path]) -> Callable[..
         return folder
 
     return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples() -> Iterator[None]:
+    """Intervals from 50 resamples: what is under test is not how wide they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            scoring, "bootstrap_intervals", partial(scoring.bootstrap_intervals, n_resamples=50)
+        )
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -342,6 +353,32 @@ def test_blip2_takes_the_same_flags_and_its_own_form(
         "Question: Choose one of these: dog, cat, bus. what is it ? Answer:"
     )
     assert {r["status"] for r in lines(run / "predictions_likelihood.jsonl")} == {"ok"}
+
+
+def test_classes_that_no_answer_tells_apart_are_refused_before_asking(
+    evaluate: Callable[..., Path], split: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "split"
+    shutil.copytree(split, other)
+    text = (split / "split.json").read_text().replace('"cat"', '"ambiguous"')
+    (other / "split.json").write_text(text)
+    with pytest.raises(UserError, match="No class may be called 'ambiguous'"):
+        evaluate(tmp_path / "run", "--split", str(other))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_toys_run_stays_one_where_its_model_is_not(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    config = read(run / "config.json")
+    config |= {"model": "gone/away", "synthetic": {"data": False, "model": True}}
+    (run / "config.json").write_text(json.dumps(config))
+    argv = ["--score_only", "--output_dir", str(run)]
+    main(parse_options(EvaluateOptions, description="", argv=argv))
+    assert read(run / "metrics.json")["synthetic"] == {"data": False, "model": True}
+    assert "SYNTHETIC" in capsys.readouterr().out
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llava_openset import scoring
 from llava_openset.protocols import Query, queries
 from llava_openset.samples import Sample
 from llava_openset.scoring import columns, score_protocol
 from shared.significance import wilson_interval
 
 CLASSES = ["dog", "cat", "bus"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples() -> Iterator[None]:
+    """Intervals from 50 resamples: what is under test is not how wide they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            scoring, "bootstrap_intervals", partial(scoring.bootstrap_intervals, n_resamples=50)
+        )
+        yield
 
 
 def sample(name: str, label: str, part: str = "test", present: Sequence[str] = ()) -> Sample:
