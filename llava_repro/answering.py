@@ -72,25 +72,28 @@ def load_llava(
     """(model, tokenizer, image processor, template) of a folder or downloaded id, in eval mode.
 
     With `adapter` (a LoRA folder of train.py) the base is `model` if the adapter was trained on it,
-    else the parts that its manifest names. `template` names one of templates.py; without it the
-    adapter's, else None: the chat template of the tokenizer. What is decided here is printed to
-    stderr. Raises UserError with the cause, before weights are read where it can be known.
+    else the parts that its manifest names. `template` names one of templates.py; without it
+    `settings.template_name` decides, and None is the tokenizer's chat template. What is decided
+    here is printed to stderr. Raises UserError with the cause, before weights are read where it
+    can be known.
     """
     from llava_repro.assembling import LlavaParts, assemble
     from llava_repro.results import load_lora
-    from llava_repro.settings import base_folder, base_parts
+    from llava_repro.settings import base_folder, base_parts, template_name
     from llava_repro.training_data import named_template
 
     quiet_libraries()
     chosen_device = pick_device(device)
     placed = {"device": chosen_device, "dtype": pick_dtype(dtype, chosen_device)}
     manifest = check_adapter_folder(Path(adapter)) if adapter else {}
-    named = named_template(template or manifest.get("template"))
     parts = base_parts(model, revision, adapter)
     with redirect_stdout(sys.stderr):  # what a script prints is its answers
         if parts != {"model": model}:
             print(f"base:       {' + '.join(parts.values())}, which {adapter} was trained on")
         base = base_folder(parts, model, revision)
+        named = named_template(template_name(template, adapter, base))
+        if named and not template and not manifest.get("template"):
+            print(f"template:   {named.name}, which this published model was trained with")
         if "model" in parts:
             loaded, tokenizer, processor = load_whole(base, named, quantization, **placed)
         else:

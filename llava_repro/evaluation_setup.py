@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_repro.asking import Decoding, human_text
 from llava_repro.evaluation_settings import FIRST_SPLIT, JUDGE, EvaluateOptions
-from llava_repro.settings import RUNS, base_folder, base_parts
+from llava_repro.settings import RUNS, base_folder, base_parts, template_name
 from llava_repro.tasks import TASKS, Sample, load_task
 from shared.answering import Answer, Job, shuffle_pictures
 from shared.conversations import escape_tags
@@ -146,11 +146,10 @@ def template_of(options: EvaluateOptions) -> str:
 
     Two models of one family then count as asked alike, two templates never.
     """
-    if options.template:
-        return options.template
-    if options.adapter and manifest_value(options.adapter, "template"):
-        return manifest_value(options.adapter, "template")
     folder = folder_of(options)
+    named = template_name(options.template, options.adapter, folder)
+    if named:
+        return named
     text = None
     if (folder / "chat_template.jinja").is_file():
         text = (folder / "chat_template.jinja").read_text(encoding="utf-8")
@@ -299,9 +298,7 @@ def prompt_plan(options: EvaluateOptions, sample: Sample) -> list[str]:
     text = asked(sample)
     tokenizer = load_tokenizer(folder_of(options))
     prepare_tokenizer(tokenizer)
-    named = options.template
-    if named is None and options.adapter:
-        named = manifest_value(options.adapter, "template")
+    named = template_name(options.template, options.adapter, folder_of(options))
     pieces = segments_of(
         [("human", text)], tokenizer, named_template(named), add_generation_prompt=True
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llava_repro.asking import AskingOptions, Decoding
-from llava_repro.settings import TOY_LLAVA, TOY_QWEN2
+from llava_repro.settings import TOY_LLAVA, TOY_QWEN2, template_name
 from shared.conversations import prompt_ids
 from shared.loading import GIB, MemoryEstimate, check_adapter_folder, model_folder, weight_bytes
 from shared.options import MissingError, portable_path
@@ -97,6 +97,7 @@ def shown_prompt(options: AskingOptions, text: str, n_image_tokens: int) -> tupl
     name, whose = options.template, ""
     try:
         folder = model_folder(options.model, options.revision)
+        name = template_name(name, options.adapter, folder)
     except MissingError:
         folder = next(f for f in (TOY_LLAVA, TOY_QWEN2) if (f / "tokenizer.json").is_file())
         whose = " (by the toy's tokenizer: the model's is not on disk)"

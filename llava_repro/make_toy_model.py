@@ -62,6 +62,8 @@ def make_toy_model(
     from shared.toy_world.models import check_replaceable, write_checkpoint
 
     check_replaceable(output_dir)
+    # before the training: a recipe that is edited meanwhile is not the one that was followed
+    recipe_hash, towers = toy_recipe.toy_recipe_hash(), toy_recipe.tower_hashes()
     data = ensure_llava()
     with tempfile.TemporaryDirectory() as runs:
         seconds = {
@@ -83,9 +85,9 @@ def make_toy_model(
                 "trained_by": "llava_repro/train.py --toy, both stages",
                 "seed": seed,
                 "max_steps": max_steps,
-                "recipe_hash": toy_recipe.toy_recipe_hash(),
+                "recipe_hash": recipe_hash,
                 "data_hash": read_manifest(data)["data_hash"],
-                "towers": toy_recipe.tower_hashes(),
+                "towers": towers,
                 "settings": toy_recipe.TRAINING,
                 "figures": {
                     "stage_1": toy_figures.caption_figures(captioner, data, **rows),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from shared.images import trained_aspect_ratio
+from shared.images import published_name, trained_aspect_ratio
 from shared.options import DATA_ROOT, OUTPUTS, REPO_ROOT, MissingError, ToyOptions, UserError
 
 EXPERIMENT = "llava_repro"
@@ -17,6 +17,11 @@ TOY_CLIP = DATA_ROOT / "toy_models" / "clip"
 TOY_QWEN2 = DATA_ROOT / "toy_models" / "qwen2"
 TOY_LLAVA = DATA_ROOT / "toy_models" / "llava"
 ARCHITECTURES = Path(__file__).with_name("architectures.json")
+# LLaVA's own evaluation asks v1.5 with conv_vicuna_v1 (llava/eval/model_vqa_loader.py, --conv-mode)
+PUBLISHED_TEMPLATES = {
+    "llava-hf/llava-1.5-7b-hf": "vicuna_v1",
+    "llava-hf/llava-1.5-13b-hf": "vicuna_v1",
+}
 
 # What may train in which stage (LLaVA, section 4.2; "full" also opens the vision tower).
 TRAIN_TYPES = {
@@ -129,6 +134,20 @@ def base_parts(model: str, revision: str | None, adapter: str | None) -> dict[st
     if is_base(model, revision, manifest):
         base[names[-1]] = model
     return base
+
+
+def template_name(template: str | None, adapter: str | None, folder: Path | None) -> str | None:
+    """Which template of templates.py writes the prompts; None: the tokenizer's chat template.
+
+    --template, else the adapter's, else what a published LLaVA in `folder` was trained with: the
+    chat template that stands there lacks its system text and an answer's end.
+    """
+    from shared.loading import check_adapter_folder
+
+    named = template or (check_adapter_folder(Path(adapter)).get("template") if adapter else None)
+    if named is None and folder is not None:
+        named = PUBLISHED_TEMPLATES.get(published_name(folder, PUBLISHED_TEMPLATES) or "")
+    return named
 
 
 def is_base(model: str, revision: str | None, manifest: dict[str, Any]) -> bool:

@@ -213,8 +213,9 @@ def answer_batch(
                 raise
             if len(answerable) == 1:
                 raise UserError(
-                    "the GPU's memory is full with one question at a time: --greedy and "
-                    f"--quantization nf4 need less ({str(error).splitlines()[0]})"
+                    "the GPU's memory is full with one question at a time: --quantization nf4 "
+                    "needs less, and so do greedy answers (no beams) and shorter ones "
+                    f"({str(error).splitlines()[0]})"
                 ) from error
             answers = None
         if answers is None:  # out of the except clause: the error would keep the features alive

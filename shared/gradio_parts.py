@@ -38,14 +38,14 @@ CSS = """.block > .html-container { padding: 0; }
 PARTS_TEXTS: dict[Language, dict[str, str]] = {
     "en": {
         "unexpected": "{kind}: {message}. More is in the terminal where this page was started.",
-        "memory": "Not enough free memory: start the page with --quantization nf4 or --greedy.",
+        "memory": "Not enough free memory: start the page with --quantization nf4.",
         "synthetic": "SYNTHETIC",
         "cpu": "Runs on the CPU ({cores} cores), {free:.1f} GiB of memory free.",
         "gpu": "Runs on {name}, {used:.1f} of {total:.1f} GiB in use.",
     },
     "zh": {
         "unexpected": "{kind}：{message}。更多信息见启动本页面的终端。",
-        "memory": "可用内存不足：请用 --quantization nf4 或 --greedy 重新启动本页面。",
+        "memory": "可用内存不足：请用 --quantization nf4 重新启动本页面。",
         "synthetic": "合成数据（SYNTHETIC）",
         "cpu": "运行于 CPU（{cores} 核），可用内存 {free:.1f} GiB。",
         "gpu": "运行于 {name}，显存已用 {used:.1f} / {total:.1f} GiB。",

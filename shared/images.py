@@ -7,7 +7,7 @@ many files before training starts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -90,10 +90,16 @@ def trained_aspect_ratio(folder: Path) -> str | None:
     said = read_json(folder / "config.json").get("image_aspect_ratio")
     if said:
         return said
-    for name, ratio in PUBLISHED_ASPECT_RATIOS.items():
+    return PUBLISHED_ASPECT_RATIOS.get(published_name(folder, PUBLISHED_ASPECT_RATIOS) or "")
+
+
+def published_name(folder: Path, names: Iterable[str]) -> str | None:
+    """Which of the Hub's `names` the folder of a model is called by (data/models/NAME, or the Hub's
+    cache)."""
+    for name in names:
         owner, _, model = name.partition("/")
         if folder.parts[-2:] == (owner, model) or f"models--{owner}--{model}" in folder.parts:
-            return ratio
+            return name
     return None
 
 

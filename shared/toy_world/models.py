@@ -70,10 +70,11 @@ def make_toy_model(
 
     recipe = {"clip": clip, "qwen2": qwen2}[name]
     check_replaceable(output_dir)
+    # before the training: a recipe that is edited meanwhile is not the one that was followed
+    recipe_hash = clip.clip_recipe_hash() if name == "clip" else qwen2.qwen2_recipe_hash()
     start = time.perf_counter()
     model, processor, figures = recipe.train(seed, steps_scale)
     seconds = time.perf_counter() - start
-    recipe_hash = clip.clip_recipe_hash() if name == "clip" else qwen2.qwen2_recipe_hash()
 
     def write(folder: Path) -> dict[str, Any]:
         model.to(torch.bfloat16).save_pretrained(folder)

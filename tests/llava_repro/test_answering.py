@@ -515,3 +515,21 @@ def test_what_is_no_llava_folder_says_what_to_do(
         file.unlink()
     with pytest.raises(UserError, match=r"no tokenizer in it: .*tokenizer\.json"):
         load_llava(str(folder), device="cpu")
+
+
+def test_a_published_llava_is_asked_as_it_was_trained(tiny_llava_folder, tmp_path, capsys) -> None:
+    """Its own chat template has neither the system text nor an answer's end."""
+    folder = tmp_path / "llava-hf" / "llava-1.5-7b-hf"
+    shutil.copytree(tiny_llava_folder("clip", "llama"), folder)
+    published = (
+        "{% for m in messages %}{{ m['role'].upper() + ': ' + m['content'] + ' ' }}{% endfor %}"
+    )
+    (folder / "chat_template.jinja").write_text(published, encoding="utf-8")
+    *_, template = load_llava(str(folder), device="cpu")
+    assert template.name == "vicuna_v1"
+    assert "vicuna_v1" in capsys.readouterr().err
+    *_, template = load_llava(str(folder), device="cpu", template="v1_mmtag")
+    assert template.name == "v1_mmtag"
+    copy = folder.rename(tmp_path / "copy")
+    with pytest.raises(UserError, match="--template"):
+        load_llava(str(copy), device="cpu")
