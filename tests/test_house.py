@@ -57,6 +57,10 @@ WITHOUT_TORCH = (
     "llava_openset.samples",
     "llava_openset.make_known_from_coco",
     "llava_openset.matching",
+    "llava_openset.protocols",
+    "llava_openset.scoring",
+    "llava_openset.evaluate",
+    "llava_openset.predict",
 )
 
 
