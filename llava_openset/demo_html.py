@@ -66,8 +66,10 @@ def verdict_html(texts: Texts, asked: Asked | None, score: str, threshold: float
     outcome = asked.likely.outcome
     name = outcome.prediction or ""
     said = texts["known"].format(name=name) if is_known else texts["unknown"]
+    value = outcome.scores[score]
+    decimals = 3 if number(value) != number(threshold) else 6  # "0.800 is below 0.800" says nothing
     why = texts["at_least" if is_known else "below"].format(
-        score=texts[score], value=number(outcome.scores[score]), threshold=number(threshold),
+        score=texts[score], value=number(value, decimals), threshold=number(threshold, decimals),
         name=name,
     )  # fmt: skip
     kind, sign = ("known", "✓") if is_known else ("unknown", "?")
@@ -282,5 +284,5 @@ def csv_text(rows: Sequence[Asked], score: str, threshold: float, synthetic: boo
     return "\ufeff" + file.getvalue()
 
 
-def number(value: float) -> str:
-    return f"{value:.3f}"
+def number(value: float, decimals: int = 3) -> str:
+    return f"{value:.{decimals}f}"

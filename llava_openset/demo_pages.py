@@ -87,10 +87,12 @@ class Page:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the first tab shows: a picture's answers, or why there are none (HTML)."""
+    """What the first tab shows: a picture's answers, or why there are none (HTML). `refused` is
+    said of a picture that was taken off again."""
 
     asked: Asked | None = None
     notice: str = ""
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -250,10 +252,11 @@ def asking(common: Page, language: Language) -> Callable[..., tuple[Shown, Any]]
         import gradio as gr
 
         try:
-            names = read_classes(written, texts)
+            if given is None and before.refused:
+                return Shown(notice=before.refused, refused=before.refused), gr.skip()
             if given is None:
-                notice = before.notice or error_notice(language, UserError(texts["no_picture"]))
-                return Shown(notice=notice), gr.skip()
+                raise UserError(texts["no_picture"])
+            names = read_classes(written, texts)
             check_picture(given, texts)
             (asked,) = ask_pictures(common, key, [given], names)
             if asked.error:
@@ -367,14 +370,15 @@ def looking(language: Language) -> Callable[..., tuple[Any, Shown]]:
         import gradio as gr
 
         if given is None:
-            return gr.skip(), Shown(notice=shown.notice)
+            return gr.skip(), Shown(notice=shown.refused, refused=shown.refused)
         if shown.asked and shown.asked.likely.name == given["path"]:
             return gr.skip(), shown  # a quick visitor's question was answered before this look
         try:
             check_picture(given, texts)
             return gr.skip(), Shown()
         except Exception as error:
-            return None, Shown(notice=error_notice(language, error))
+            notice = error_notice(language, error)
+            return None, Shown(notice=notice, refused=notice)
 
     return look
 
