@@ -15,7 +15,7 @@ to a run.
 
 Reads a split of make_known_from_coco.py and own pictures. Writes to `outputs/llava_openset/RUN/`:
 config.json, environment.json, predictions_PROTOCOL.jsonl, scored.jsonl, metrics.json,
-per_class.csv, and of `course` results_known.jsonl and results_private.jsonl as that experiment did.
+per_class.csv, report.html with charts/*.png, figures.csv and paired_tests.csv, and of `course` results_known.jsonl and results_private.jsonl as that experiment did.
 """
 
 from __future__ import annotations
@@ -85,10 +85,22 @@ def main(options: EvaluateOptions) -> None:
     write_per_class(folder / "per_class.csv", metrics)
     write_course_results(folder, rows)
     print_summary(folder, rows, metrics, seed=options.seed)
+    if options.report != "none":
+        from llava_openset.report_page import write_report
+
+        print(f"report: {portable_path(write_report(folder, options.report))}")
 
 
 def ask(options: EvaluateOptions, split: Split, samples: Sequence[Sample], folder: Path) -> None:
     """The records of every sample by each protocol; those that are not there yet are asked."""
+    form = form_of(options)
+    jobs_of = {
+        protocol: [
+            job_of(query, split.classes.known, options.question, form)
+            for query in queries(protocol, samples, options.freetext_variants)
+        ]
+        for protocol in options.protocol
+    }
     from shared.vision_language import load_vision_language
 
     model = load_vision_language(
@@ -97,12 +109,7 @@ def ask(options: EvaluateOptions, split: Split, samples: Sequence[Sample], folde
     )  # fmt: skip
     for note in model.notes:
         print(f"note: {note}")
-    form = form_of(options)
-    for protocol in options.protocol:
-        jobs = [
-            job_of(query, split.classes.known, options.question, form)
-            for query in queries(protocol, samples, options.freetext_variants)
-        ]
+    for protocol, jobs in jobs_of.items():
         started = time.perf_counter()
         print(f"{protocol}: {len(jobs)} prompts")
         common: dict[str, Any] = {

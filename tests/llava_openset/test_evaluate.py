@@ -62,7 +62,7 @@ def evaluate(split: Path, tiny_llava_folder: Callable[..., Path]) -> Callable[..
     def run(folder: Path, *argv: str) -> Path:
         flags = ["--model", str(tiny_llava_folder("clip", "qwen2")), "--device", "cpu",
                  "--split", str(split), "--max_new_tokens", "8", "--output_dir", str(folder),
-                 *argv]  # fmt: skip
+                 "--report", "none", *argv]  # fmt: skip
         main(parse_options(EvaluateOptions, description="", argv=flags))
         return folder
 
@@ -89,7 +89,8 @@ def whole(
         parse_options(
             EvaluateOptions, description="",
             argv=["--model", str(tiny_llava_folder("clip", "qwen2")), "--device", "cpu",
-                  "--split", str(split), "--max_new_tokens", "8", "--output_dir", str(folder)],
+                  "--split", str(split), "--max_new_tokens", "8", "--output_dir", str(folder),
+                  "--report", "none"],
         )
     )  # fmt: skip
     return folder
@@ -365,6 +366,20 @@ def test_classes_that_no_answer_tells_apart_are_refused_before_asking(
     with pytest.raises(UserError, match="No class may be called 'ambiguous'"):
         evaluate(tmp_path / "run", "--split", str(other))
     assert not (tmp_path / "run").exists()
+
+
+def test_too_few_classes_are_told_before_anything_is_answered(
+    evaluate: Callable[..., Path], split: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "split"
+    shutil.copytree(split, other)
+    content = read(split / "split.json")
+    content["classes"]["known"] = ["dog", "cat"]
+    content["samples"] = [s for s in content["samples"] if s["label"] != "bus"]
+    (other / "split.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="--protocol two_query: 1 class to choose from"):
+        evaluate(tmp_path / "run", "--split", str(other))
+    assert not list((tmp_path / "run").glob("predictions*"))
 
 
 def test_a_toys_run_stays_one_where_its_model_is_not(
