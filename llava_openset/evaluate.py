@@ -15,7 +15,8 @@ to a run.
 
 Reads a split of make_known_from_coco.py and own pictures. Writes to `outputs/llava_openset/RUN/`:
 config.json, environment.json, predictions_PROTOCOL.jsonl, scored.jsonl, metrics.json,
-per_class.csv, report.html with charts/*.png, figures.csv and paired_tests.csv, and of `course` results_known.jsonl and results_private.jsonl as that experiment did.
+per_class.csv, of `course` results_known.jsonl and results_private.jsonl as that experiment did, and
+the page: report.html, charts/*.png, figures.csv, paired_tests.csv.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ PROTOCOLS = ("course", "freetext", "likelihood", "two_query")
 # Apart from config.json: more protocols may join a run, and its records may be scored otherwise.
 NOT_THE_RUN = (
     "protocol", "freetext_variants", "threshold_criterion", "length_normalisation", "score_only",
+    "report",
 )  # fmt: skip
 
 
@@ -106,6 +107,10 @@ class EvaluateOptions(AskingOptions, ToyOptions):
     score_only: bool = field(
         default=False,
         metadata={"help": "score the records that --output_dir has; no model is loaded"},
+    )
+    report: Literal["en", "zh", "none"] = field(
+        default="en",
+        metadata={"help": "language of the page; none: no page, which report.py RUN makes later"},
     )
     output_dir: str | None = field(
         default=None,

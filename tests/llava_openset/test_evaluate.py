@@ -234,7 +234,7 @@ def test_scoring_again_needs_no_model_and_gives_the_same(
     for name in ("metrics.json", "scored.jsonl", "per_class.csv"):
         (run / name).unlink()
     monkeypatch.setattr("shared.vision_language.load_vision_language", None)
-    score_only = ["--score_only", "--output_dir", str(run)]
+    score_only = ["--score_only", "--report", "none", "--output_dir", str(run)]
     main(parse_options(EvaluateOptions, description="", argv=score_only))
     for name in ("metrics.json", "scored.jsonl", "per_class.csv"):
         assert (run / name).read_bytes() == (whole / name).read_bytes()
@@ -390,7 +390,7 @@ def test_a_toys_run_stays_one_where_its_model_is_not(
     config = read(run / "config.json")
     config |= {"model": "gone/away", "synthetic": {"data": False, "model": True}}
     (run / "config.json").write_text(json.dumps(config))
-    argv = ["--score_only", "--output_dir", str(run)]
+    argv = ["--score_only", "--report", "none", "--output_dir", str(run)]
     main(parse_options(EvaluateOptions, description="", argv=argv))
     assert read(run / "metrics.json")["synthetic"] == {"data": False, "model": True}
     assert "SYNTHETIC" in capsys.readouterr().out
