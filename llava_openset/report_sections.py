@@ -90,8 +90,10 @@ def figures(described: Mapping[str, Any], score: str) -> Mapping[str, Entry]:
 def about(run: OpenSetRun, rules: Mapping[str, Any] | None, words: Words) -> list[Block]:
     """What the figures may be taken for: training data, split, classes, threshold."""
     split = run.metrics["split"]
-    paragraphs = [words["caveat_training"]] if not run.metrics["synthetic"]["data"] else []
-    paragraphs += [in_words(line, words) for line in run.metrics["caveats"]]
+    caveats = run.metrics["caveats"]
+    paragraphs = [in_words(line, words) for line in caveats]
+    if not run.metrics["synthetic"]["data"] and not any("COCO" in line for line in caveats):
+        paragraphs.insert(0, words["caveat_training"])
     paragraphs += [in_words(line, words) for line in run.metrics.get("notes", [])]
     paragraphs.append(words["threshold_rule"].format(
         criterion=run.metrics["scoring"].get("threshold_criterion") or "–"))  # fmt: skip
@@ -216,7 +218,7 @@ def threshold_table(run: OpenSetRun, words: Words) -> Table:
             decides = score == described["decision"]["score"]
             notes = "; ".join(in_words(note, words) for note in chosen.get("notes", []))
             rows.append(Row(
-                [f"{key}: {score}", value, str(chosen["criterion"] or "–"),
+                [f"{key}: {score}", value, in_words(str(chosen["criterion"] or "–"), words),
                  in_words(str(chosen["from"]), words),
                  f"{chosen['n_known']} / {chosen['n_unknown']}", words["yes"] if decides else "",
                  notes],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from llava_openset.protocols import CHOICE_RULE, KEYWORD_RULE, MATCH_RULE, TWO_QUERY_RULE
+
 CHINESE: dict[str, str] = {
     "language": "zh",
     "comma": "、",
@@ -246,7 +248,17 @@ CHINESE: dict[str, str] = {
     "made_by": "由 {command} 生成，{date}；该次运行：{run}。",
 }
 
-# Reasons and notes that metrics.json holds, as patterns; what is not here stays English.
+RULES = {
+    KEYWORD_RULE: "回答是自由文本。判定：类别表中第一个名称出现在回答里的类别，否则为未知。",
+    MATCH_RULE: "回答是自由文本。判定：按名称、复数和同义词所说的类别；什么也没说或拒绝回答则为"
+    "未知；说到两个类别（有歧义）时取先说的。",
+    CHOICE_RULE: "每个类别名按其接在提示之后的对数似然打分，类别取其最可能的名称；判定：得分最高的"
+    "类别，低于阈值为未知。",
+    TWO_QUERY_RULE: "每个类别名按其接在提示之后的对数似然打分，类别取其最可能的名称；判定：得分最高"
+    "的类别，低于阈值为未知。已知：用完整类别表的已知样本。未知：提示和选项中都去掉自己类别的同样样本，"
+    "以及用完整类别表的未知样本。全部计入；只含判对样本的结果列在旁边。",
+}
+# Caveats, reasons and notes that metrics.json holds, as patterns; what is not here stays English.
 REASONS: tuple[tuple[str, str], ...] = (
     (r"no known sample", "没有已知样本"),
     (r"no unknown sample", "没有未知样本"),
@@ -278,6 +290,22 @@ REASONS: tuple[tuple[str, str], ...] = (
     (r"the same in every split: no interval", "各划分相同：没有区间"),
     (r"follows from the numbers of classes", "由类别数得出"),
     (r"(\w+) is no probability of being right", "{0} 不是判对的概率"),
+    (r"Synthetic pictures: the figures say nothing about real models\. The unknown classes are "
+     r"shapes that no toy model has learned\.",
+     "合成图片：这些数字不代表真实模型。未知类别是玩具模型都没有学过的图形。"),
+    (r"Synthetic pictures: the figures say nothing about real models\. The toy models have learned "
+     r"these unknown classes: (.*)\.",
+     "合成图片：这些数字不代表真实模型。以下未知类别玩具模型学过：{0}。"),
+    (r"LLaVA-1\.5 and BLIP-2 were trained on COCO's pictures: unknown means outside the given "
+     r"list, not never seen\.",
+     "LLaVA-1.5 和 BLIP-2 训练时用过 COCO 的图片：“未知”指不在所给类别表中，不是从未见过。"),
+    (r"Validation and test part have the same unknown classes, so a threshold has seen their kind, "
+     r"though never their pictures\.",
+     "验证和测试部分的未知类别相同，所以阈值见过这些类别，但没有见过测试图片。"),
+    (r"An object of a class that nobody annotated may be in a picture all the same\.",
+     "图片中也可能有无人标注的类别的物体。"),
+    (r"What a crop shows besides its object is told by boxes, not by masks\.",
+     "裁剪图中除物体外还有什么，是按边框而不是按掩码判断的。"),
     (r"validation", "验证部分"),
     (r"the answer itself", "回答本身"),
 )  # fmt: skip
@@ -285,7 +313,9 @@ NOUNS = {"known": "已知", "unknown": "未知", "sample": "样本", "picture": 
 
 
 def in_chinese(text: str) -> str:
-    """A reason or note; parts between ";" one by one, unknown ones as they are."""
+    """A rule, caveat, reason or note; parts between ";" one by one, unknown ones as they are."""
+    if text in RULES:
+        return RULES[text]
     said = []
     for part in text.split("; "):
         for pattern, chinese in REASONS:

@@ -233,13 +233,13 @@ def split_rules(run: OpenSetRun) -> dict[str, Any] | None:
         return None
     if not isinstance(content, dict) or not isinstance(content.get("rules"), dict):
         return None
-    same = all(
-        content.get("classes", {}).get(side) == run.metrics["split"][side]
-        for side in ("known", "unknown")
+    split = run.metrics["split"]
+    same = content.get("seed") == split["seed"] and all(
+        content.get("classes", {}).get(side) == split[side] for side in ("known", "unknown")
     )
-    return (
-        content["rules"] if same and content.get("seed") == run.metrics["split"]["seed"] else None
-    )
+    if not split.get("n_private"):  # own pictures enter the run's hash
+        same = same and content.get("data_hash") == split["data_hash"]
+    return content["rules"] if same else None
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -196,6 +196,10 @@ def scored_run(tmp_path: Path, hand_made_split: Callable[..., Path]) -> Callable
         samples = [s for s in whole.samples if options.part == "all" or s.part == "test"]
         if options.limit:
             samples = samples[: options.limit]
+        content = {"script": "evaluate", "data_hash": whole.data_hash, "model": options.model,
+                   "model_fingerprint": "0123", "synthetic": {"data": whole.synthetic,
+                   "model": False}} | options.run_options | (config or {})  # fmt: skip
+        write_json(folder / "config.json", content)
         for protocol in protocols:
             rows = [
                 record(query, whole.classes.known, options.question, skill, seed)
@@ -207,9 +211,6 @@ def scored_run(tmp_path: Path, hand_made_split: Callable[..., Path]) -> Callable
         scored, metrics = evaluate.score(options, whole, samples, folder)
         write_rows(folder / "scored.jsonl", scored)
         write_json(folder / "metrics.json", metrics)
-        content = {"script": "evaluate", "data_hash": whole.data_hash, "model": options.model,
-                   "model_fingerprint": "0123"} | options.run_options | (config or {})  # fmt: skip
-        write_json(folder / "config.json", content)
         write_json(folder / "environment.json", {"command": "evaluate.py --split split"})
         return folder
 

@@ -301,6 +301,40 @@ def test_reasons_are_translated_and_unknown_ones_stay() -> None:
     assert in_words("no threshold", TEXTS["en"]) == "no threshold"
 
 
+def test_every_rule_and_caveat_has_its_chinese() -> None:
+    from types import SimpleNamespace
+
+    from llava_openset.protocols import rule_of
+    from llava_openset.settings import PROTOCOLS
+    from llava_openset.split_writing import caveats
+    from llava_openset.splitting import Rules
+
+    said = [rule_of(protocol) for protocol in PROTOCOLS]
+    for unit in ("image", "crop"):
+        plan = SimpleNamespace(rules=Rules(unit=unit), images_root=Path("none/val2017"), unknown=[])
+        said += [*caveats(plan, True), *caveats(plan, False)]
+        plan.unknown = ["ring"]  # learned, as nothing says that it was held back
+        said += caveats(plan, True)
+    assert len(set(said)) > 8
+    assert [text for text in said if in_words(text, TEXTS["zh"]) == text] == []
+
+
+def test_evaluate_writes_the_report_at_its_end(
+    scored_run: ScoredRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llava_openset import evaluate
+    from llava_openset.settings import EvaluateOptions
+
+    folder = scored_run(protocols=["likelihood"])
+    options = EvaluateOptions(output_dir=str(folder), score_only=True, report="zh")
+    evaluate.main(options)
+    assert "report: " in capsys.readouterr().out
+    assert "开放集分类" in text_of(folder / "report.html")
+    (folder / "report.html").unlink()
+    evaluate.main(EvaluateOptions(output_dir=str(folder), score_only=True, report="none"))
+    assert not (folder / "report.html").exists()
+
+
 def test_folders_that_are_no_finished_run(scored_run: ScoredRun, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         write_report(tmp_path / "nowhere")
@@ -342,6 +376,10 @@ def test_a_split_that_is_gone_is_said_and_its_pictures_are_placeholders(
     scored_run: ScoredRun, tmp_path: Path
 ) -> None:
     folder = scored_run(protocols=["likelihood"])
+    split = tmp_path / "split" / "split.json"
+    content = read_json(split)
+    split.write_text(json.dumps(content | {"data_hash": "made again"}))
+    assert "The rules of the split can't be shown" in section_of(write_report(folder), "about")
     (tmp_path / "split").rename(tmp_path / "moved")
     page = write_report(folder)
     assert "The rules of the split can't be shown" in section_of(page, "about")
