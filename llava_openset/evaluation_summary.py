@@ -96,7 +96,6 @@ def print_summary(
     for caveat in metrics["caveats"]:
         print(f"note: {caveat}")
     print(f"records and metrics: {portable_path(folder)}")
-    print(f"curves, tests, pictures: python llava_openset/report.py {portable_path(folder)}")
 
 
 def print_protocol(name: str, protocol: Mapping[str, Any]) -> None:

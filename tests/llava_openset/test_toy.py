@@ -17,7 +17,8 @@ SECONDS = 180  # of processor time, for all protocols
 
 
 def run(folder: Path, split: Path, *argv: str) -> dict[str, Any]:
-    flags = ["--split", str(split), "--output_dir", str(folder), "--device", "cpu", *argv]
+    flags = ["--split", str(split), "--output_dir", str(folder), "--device", "cpu",
+             "--report", "none", *argv]  # fmt: skip
     main(parse_options(EvaluateOptions, description="", argv=flags_of_toy() + flags))
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["protocols"]
 
