@@ -34,7 +34,7 @@ def run_charts(run: OpenSetRun, words: Words, labels: Words) -> dict[str, Chart]
     """
     drawn: dict[str, Chart | None] = {"decisions": decisions(run, words, labels)}
     headline = {key: run.protocols[key]["headline"] for key in run.protocols}
-    by_protocol = {key: test_columns(run, key, headline[key]) for key in run.protocols}
+    by_protocol = {key: test_columns(run, key, headline[key]) for key in run.leading_first}
     for kind in ("roc", "pr_known", "pr_unknown", "risk_coverage"):
         drawn[kind] = curves(kind, by_protocol, run, headline, words, labels)
     for key, described in run.protocols.items():
@@ -42,10 +42,10 @@ def run_charts(run: OpenSetRun, words: Words, labels: Words) -> dict[str, Chart]
             by_score = {score: test_columns(run, key, score) for score in described["scores"]}
             title = words["chart_roc_scores"].format(protocol=key)
             drawn[f"roc_scores_{key}"] = curves("roc", by_score, run, {}, words, labels, title)
-    for key, described in run.protocols.items():
-        drawn[f"scores_{key}"] = histogram(key, described, by_protocol[key], words, labels)
-    for key, described in run.protocols.items():
-        drawn[f"confusion_{key}"] = confusion(key, described, words, labels)
+    for key, table in by_protocol.items():
+        drawn[f"scores_{key}"] = histogram(key, run.protocols[key], table, words, labels)
+    for key in by_protocol:
+        drawn[f"confusion_{key}"] = confusion(key, run.protocols[key], words, labels)
     return {name: chart for name, chart in drawn.items() if chart is not None}
 
 

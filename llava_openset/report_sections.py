@@ -123,7 +123,7 @@ def about(run: OpenSetRun, rules: Mapping[str, Any] | None, words: Words) -> lis
     if rules is None:
         return [*blocks, Text([words["rules_missing"].format(folder=split["folder"])])]
     body = [
-        Row([name, value])
+        Row([breakable(name), value])
         for name, value in flat({"unit": split["unit"], "seed": split["seed"], **rules}).items()
     ]
     return [
@@ -218,7 +218,7 @@ def threshold_table(run: OpenSetRun, words: Words) -> Table:
             decides = score == described["decision"]["score"]
             notes = "; ".join(in_words(note, words) for note in chosen.get("notes", []))
             rows.append(Row(
-                [f"{key}: {score}", value, in_words(str(chosen["criterion"] or "–"), words),
+                [breakable(f"{key}: {score}"), value, in_words(str(chosen["criterion"] or "–"), words),
                  in_words(str(chosen["from"]), words),
                  f"{chosen['n_known']} / {chosen['n_unknown']}", words["yes"] if decides else "",
                  notes],
@@ -239,7 +239,7 @@ def test_table(family: str, tests: Sequence[Mapping[str, Any]], words: Words) ->
     for test in tests:
         changed = f"{test['wins']} / {test['losses']}" if "wins" in test else ""
         rows.append(Row([
-            f"{test['base']} → {test['other']}", str(test["n"]), difference(test),
+            breakable(f"{test['base']} → {test['other']}"), str(test["n"]), difference(test),
             p_value(test["p_value"]), p_value(test["p_holm"]),
             *([changed] if family == "decisions" else []),
             *([in_words(test["note"] or "", words)] if has_notes else []),
@@ -475,7 +475,7 @@ def what_ran(run: OpenSetRun, words: Words) -> list[Block]:
     )  # fmt: skip
     tables = [
         Table(header=[words["option"], words["value"]],
-              rows=[Row(item) for item in flat(content).items()],
+              rows=[Row([breakable(name), value]) for name, value in flat(content).items()],
               title=words[title], text_columns=(0, 1), folded=True)
         for title, content in (("scoring_options", run.metrics["scoring"]),
                                ("all_options", run.config), ("environment", run.environment))

@@ -36,7 +36,8 @@ SERIES = (BASE, TUNED, "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 WIN, TIE, LOSS = "#009e73", "#cfd5dd", "#d55e00"
 INK, GRID = "#2b323c", "#dfe3e9"
 ROOM_FOR_COUNT = 6  # percent of a bar that a count fits into
-DASHES = ("-", "--", "-.", ":")  # with the colours, so that no curve is told by colour alone
+# With the colours, so that no curve is told by colour alone; the two blues differ in dash too.
+DASHES = ("-", "--", "-.", ":", "--", ":", "-.", ":", "-", "--", ":", "-")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 HISTOGRAM_BINS = 20
 MOST_CELLS = 24  # columns of a heat map whose cells hold their count

@@ -9,10 +9,11 @@
 without harm), `shared/doctor_checks.py` judges them. With `--for` the exit status is 1 when
 something is missing that the experiment cannot do without: the packages; for the toy run its
 committed checkpoints; for the real one the model that predict.py and evaluate.py take by default
-and, of VQAv2's validation split, the questions, annotations and the default sample's pictures.
-blip2_qlora also needs 4-bit layers that work. The rest is a warning: what train.py reads (the
-training split; for llava_repro the parts and data of its small English presets), the other
-benchmarks, a GPU that torch does not see. Writes nothing.
+and, of VQAv2's validation split, the questions, annotations and the default sample's pictures; for
+llava_openset COCO 2017's instances and val pictures. blip2_qlora also needs 4-bit layers that work.
+The rest is a warning: what train.py reads (the training split; for llava_repro the parts and data
+of its small English presets), COCO's train pictures, the other benchmarks, a GPU that torch does
+not see. Writes nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from shared.doctor_checks import (
 from shared.fetch import free_bytes
 from shared.options import DATA_ROOT, MissingError, UserError, guarded, portable_path
 
-DEFAULT_LIMIT = 1000  # of both evaluate.py
+DEFAULT_LIMIT = 1000  # of VQAv2, in both evaluate.py that ask it
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,23 @@ NEEDS = {
         PAGES | {"bitsandbytes"} | ENGLISH_PARTS | LLAVA_DATA,
         memory=LLAVA_MEMORY,
     ),
+    ("llava_openset", True): Needs(BASE | {"toy_models"}, PAGES | {"bitsandbytes"}, ("llava",)),
+    ("llava_openset", False): Needs(
+        BASE | {"coco2017_val", LLAVA},
+        PAGES | {"bitsandbytes", "coco2017_train"},
+        memory=LLAVA_MEMORY,
+    ),
 }
 TO_TRAIN = ("to train the small English model", "训练英文小模型时使用")
 PURPOSES = {
-    LLAVA: ("what predict.py, chat.py, demo.py and evaluate.py load", "推理与评测默认加载"),
+    LLAVA: ("what predict.py, demo.py and evaluate.py load", "推理与评测默认加载"),
+    "coco2017_train": ("for a split with --split train2017", "--split train2017 的划分使用"),
     **dict.fromkeys([*ENGLISH_PARTS, "llava_pretrain", "llava_mix665k"], TO_TRAIN),
 }
 EXPERIMENTS = sorted({experiment for experiment, _ in NEEDS})
 ALL = Needs(
     frozenset(),
-    frozenset().union(*(n.required | n.useful for n in NEEDS.values())) | {"coco2014", "coco2017"},
+    frozenset().union(*(n.required | n.useful for n in NEEDS.values())) | {"coco2014"},
     tuple(dict.fromkeys(name for n in NEEDS.values() for name in n.toy_models)),
 )
 TITLES = {
@@ -110,7 +118,8 @@ TITLES = {
     "vqav2_val": ("VQAv2 val", "VQAv2 val"),
     "vqav2_train": ("VQAv2 train", "VQAv2 train"),
     "coco2014": ("COCO 2014", "COCO 2014"),
-    "coco2017": ("COCO 2017", "COCO 2017"),
+    "coco2017_val": ("COCO 2017 val", "COCO 2017 val"),
+    "coco2017_train": ("COCO 2017 train", "COCO 2017 train"),
     "pope": ("POPE", "POPE"),
     "gqa": ("GQA", "GQA"),
     "textvqa": ("TextVQA", "TextVQA"),
@@ -215,7 +224,8 @@ def dataset_results(index: Mapping[str, Any], vqav2_root: Path) -> list[Result]:
         ("vqav2_val", "vqav2", ["val"], "--limit 1000"),
         ("vqav2_train", "vqav2", ["train"], "--splits train"),
         ("coco2014", "coco2014", ["train", "val"], ""),
-        ("coco2017", "coco2017", ["train", "val"], ""),
+        ("coco2017_val", "coco2017", ["val"], "--splits val"),
+        ("coco2017_train", "coco2017", ["train"], "--splits train"),
     ):
         entry = index["datasets"][dataset]
         root = vqav2_root if entry["folder"] == "vqav2" else DATA_ROOT / entry["folder"]

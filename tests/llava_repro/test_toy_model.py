@@ -35,7 +35,7 @@ def test_manifest_matches_the_files_which_are_small(manifest: dict) -> None:
     assert sum(p.stat().st_size for p in CHECKPOINT.iterdir()) <= MAX_BYTES
 
 
-def test_figures_reach_the_issue_s_targets(manifest: dict) -> None:
+def test_figures_keep_the_experiment_s_promises(manifest: dict) -> None:
     captions, answers = manifest["figures"]["stage_1"], manifest["figures"]["stage_2"]
     assert captions["caption_loss"] < captions["caption_loss_shuffled"]
     assert captions["p"] < 0.01

@@ -330,7 +330,7 @@ def exit_status(*argv: str) -> int:
         (["Salesforce/blip2-opt-2.7b"], 0, 1),
         (["toy_models"], 1, 0),
         (["vqav2_train"], 0, 0),
-        (["coco2017"], 0, 0),
+        (["coco2017_val"], 0, 0),
         (["browser", "font"], 0, 0),
         (["llava-hf/llava-1.5-7b-hf", "pope"], 0, 0),
     ],
@@ -360,6 +360,43 @@ def test_what_llava_cannot_do_without(monkeypatch, missing, toy, real):
     examined(monkeypatch, *missing)
     assert exit_status("--for", "llava_repro", "--toy") == toy
     assert exit_status("--for", "llava_repro") == real
+
+
+@pytest.mark.parametrize(
+    ("missing", "toy", "real"),
+    [
+        ([], 0, 0),
+        (["packages"], 1, 1),
+        (["toy_models"], 1, 0),
+        (["coco2017_val"], 0, 1),
+        (["llava-hf/llava-1.5-7b-hf"], 0, 1),
+        (["coco2017_train"], 0, 0),
+        (["bitsandbytes"], 0, 0),
+        (["vqav2_val", "coco2014"], 0, 0),
+    ],
+)
+def test_what_the_open_set_experiment_cannot_do_without(monkeypatch, missing, toy, real):
+    examined(monkeypatch, *missing)
+    assert exit_status("--for", "llava_openset", "--toy") == toy
+    assert exit_status("--for", "llava_openset") == real
+
+
+def test_coco_2017_is_asked_for_by_split(tmp_path, monkeypatch):
+    """Instances and val pictures are enough for the default split; those of train are another."""
+    monkeypatch.setattr(doctor, "DATA_ROOT", tmp_path)
+    index = datasets_index.load_index()
+    root = tmp_path / "coco2017"
+    for name in index["archives"]["annotations_trainval2017.zip"].files:
+        write(root, name)
+    write(root, *(f"val2017/{i}.jpg" for i in range(5000)))
+    found = {r.key: r for r in doctor.dataset_results(index, tmp_path / "vqav2")}
+    assert found["coco2017_val"].status == "ok"
+    assert found["coco2017_train"].status == "missing"
+    assert found["coco2017_train"].mend == "python -m shared.download coco2017 --splits train"
+    (root / "val2017/0.jpg").unlink()
+    found = {r.key: r for r in doctor.dataset_results(index, tmp_path / "vqav2")}
+    assert found["coco2017_val"].status == "missing"
+    assert found["coco2017_val"].mend == "python -m shared.download coco2017 --splits val"
 
 
 def test_an_absent_model_or_data_set_says_what_it_is_for(monkeypatch, capsys):
@@ -449,7 +486,7 @@ def test_the_files_asked_for_are_those_that_the_benchmarks_read(tmp_path):
 def test_what_an_experiment_can_do_without_is_a_warning_and_other_things_are_not_shown(
     monkeypatch, capsys
 ):
-    examined(monkeypatch, "vqav2_train", "coco2017")
+    examined(monkeypatch, "vqav2_train", "coco2017_val")
     exit_status("--for", "blip2_qlora")
     shown = capsys.readouterr().out
     assert re.search(r"^warning +VQAv2 train +gone\n +mend: mend it$", shown, re.MULTILINE)
