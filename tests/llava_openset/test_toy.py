@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 
 from llava_openset.evaluate import main
 from llava_openset.settings import TOY_DEFAULTS, EvaluateOptions
-from shared.options import parse_options
+from shared.options import REPO_ROOT, parse_options
 
 SECONDS = 180  # of processor time, for all protocols
 
@@ -57,3 +60,20 @@ def test_all_protocols_take_minutes_and_hold_both_parts(toy_split: Path, tmp_pat
         for part in ("validation", "test"):
             assert min(protocol["parts"][part].values()) > 0, key
     assert protocols["likelihood"]["scores"]["max_softmax"]["threshold"]["value"] is not None
+
+
+@pytest.mark.pipeline
+@pytest.mark.timeout(1200)
+def test_one_command_goes_from_split_to_report(tmp_path: Path) -> None:
+    script = REPO_ROOT / "llava_openset" / "pipeline_toy.sh"
+    settings = {**os.environ, "PYTHON": sys.executable, "RUNS": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", str(script)], env=settings, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "toy" / "report.html").stat().st_size > 100_000
+    figures = json.loads((tmp_path / "toy" / "metrics.json").read_text(encoding="utf-8"))
+    assert len(figures["protocols"]) == 7
+    control = json.loads((tmp_path / "toy_shuffled" / "metrics.json").read_text(encoding="utf-8"))
+    assert (figures["pictures"], control["pictures"]) == ("own", "shuffled")
+    assert auroc(figures["protocols"])["low"] > auroc(control["protocols"])["high"]
