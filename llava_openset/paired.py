@@ -157,7 +157,7 @@ def families_within(run: OpenSetRun, seed: int = 0) -> dict[str, list[dict[str, 
     for key in keys:
         every = run.test_rows(key)
         scores += [
-            {"base": f"{key}: {headline[key]}", "other": f"{key}: {score}"}
+            {"protocol": key, "base": headline[key], "other": score}
             | auroc_test(every, every, (headline[key], score), run.known_classes, seed)
             for score in run.protocols[key]["scores"]
             if score != headline[key]

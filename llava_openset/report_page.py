@@ -31,8 +31,10 @@ Words = Mapping[str, str]
 CHARTS = "charts"
 DECIDED = ("closed_set_accuracy", "known_correct_and_accepted", "unknown_reject_rate",
            "normalised_accuracy")  # fmt: skip
-TEST_COLUMNS = ("family", "base", "other", "n", "difference", "low", "high", "p_value", "p_holm",
-                "test", "wins", "losses", "note")  # fmt: skip
+TEST_COLUMNS = (
+    "family", "protocol", "base", "other", "n", "difference", "low", "high", "p_value", "p_holm",
+    "test", "wins", "losses", "note",
+)  # fmt: skip
 
 
 def write_report(folder: Path, language: Language = "en") -> Path:

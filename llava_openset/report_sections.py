@@ -77,10 +77,10 @@ def difference(test: Entry) -> str:
     """+0.042 [+0.010, +0.081]"""
     if test["difference"] is None:
         return "–"
-    text = f"{test['difference']:+.3f}"
-    if test["low"] is None:
-        return text
-    return f"{text} [{test['low']:+.3f}, {test['high']:+.3f}]"
+    # a rounded -0.0 becomes 0.0 by adding 0
+    value, low, high = (None if test[part] is None else round(test[part], 3) + 0.0
+                        for part in ("difference", "low", "high"))  # fmt: skip
+    return f"{value:+.3f}" if low is None else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def figures(described: Mapping[str, Any], score: str) -> Mapping[str, Entry]:
@@ -218,7 +218,8 @@ def threshold_table(run: OpenSetRun, words: Words) -> Table:
             decides = score == described["decision"]["score"]
             notes = "; ".join(in_words(note, words) for note in chosen.get("notes", []))
             rows.append(Row(
-                [breakable(f"{key}: {score}"), value, in_words(str(chosen["criterion"] or "–"), words),
+                [breakable(f"{key}: {score}"), value,
+                 in_words(str(chosen["criterion"] or "–"), words),
                  in_words(str(chosen["from"]), words),
                  f"{chosen['n_known']} / {chosen['n_unknown']}", words["yes"] if decides else "",
                  notes],
@@ -239,7 +240,7 @@ def test_table(family: str, tests: Sequence[Mapping[str, Any]], words: Words) ->
     for test in tests:
         changed = f"{test['wins']} / {test['losses']}" if "wins" in test else ""
         rows.append(Row([
-            breakable(f"{test['base']} → {test['other']}"), str(test["n"]), difference(test),
+            breakable(pair_of(test)), str(test["n"]), difference(test),
             p_value(test["p_value"]), p_value(test["p_holm"]),
             *([changed] if family == "decisions" else []),
             *([in_words(test["note"] or "", words)] if has_notes else []),
@@ -256,6 +257,12 @@ def test_table(family: str, tests: Sequence[Mapping[str, Any]], words: Words) ->
         ),
         text_columns=(0, *([len(header) - 1] if has_notes else [])), folded=len(tests) > 3,
     )  # fmt: skip
+
+
+def pair_of(test: Mapping[str, Any]) -> str:
+    """Two protocols, or a protocol and two of its scores."""
+    pair = f"{test['base']} → {test['other']}"
+    return f"{test['protocol']}: {pair}" if test.get("protocol") else pair
 
 
 def test_tone(test: Mapping[str, Any]) -> Tone:

@@ -131,20 +131,27 @@ def hand_made_split(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def scored_run(tmp_path: Path, hand_made_split: Callable[..., Path]) -> Callable[..., Path]:
+def scored_run(
+    tmp_path: Path, hand_made_split: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
     """A finished run folder: records made up by a rule, scored by evaluate.py's own code.
 
     `skill` is how often a known sample is named rightly and an unknown one not named, and how far
     apart their scores are; with 0 both are alike. `rows` changes records before they are written.
     """
     import random
+    from functools import partial
 
-    from llava_openset import evaluate
+    from llava_openset import evaluate, scoring
     from llava_openset.evaluation_summary import write_rows
     from llava_openset.protocols import CHOICE_PROTOCOLS, Query, choices_of, job_of, queries
     from llava_openset.samples import read_split
     from llava_openset.settings import PROTOCOLS, EvaluateOptions
     from shared.options import write_json
+
+    # what is under test is not how wide the intervals are
+    few = partial(scoring.bootstrap_intervals, n_resamples=50)
+    monkeypatch.setattr(scoring, "bootstrap_intervals", few)
 
     def record(query: Query, classes: Sequence[str], question: str, skill: float, seed: int) -> Any:
         job = job_of(query, classes, question)

@@ -229,7 +229,9 @@ def test_paired_tests_of_protocols_are_those_of_the_rows(scored_run: ScoredRun) 
         for test in family:
             if test["p_value"] is not None:
                 assert test["p_holm"] >= test["p_value"]
-    (inside,) = [t for t in tests["auroc_scores"] if t["other"] == "two_query: margin"]
+    (inside,) = [
+        t for t in tests["auroc_scores"] if (t["protocol"], t["other"]) == ("two_query", "margin")
+    ]
     assert inside["n"] == 30 + 18  # the known pictures once more, their own class left out
 
 
