@@ -18,7 +18,7 @@ quickstart: setup  ## zero-shot -> 4-bit QLoRA -> report, on the embedded toy wo
 	$(RUN) blip2_qlora/compare.py --toy
 
 test: setup  ## all tests but the toy trainings
-	$(RUN) -m pytest -m "not pipeline"
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not pipeline"
 
 test-fast: setup  ## the quick ones
 	$(RUN) -m pytest -m "not pipeline and not slow and not browser"
