@@ -36,7 +36,7 @@ PICTURE_WORDS = 256  # a further picture of a row in words, for lengths only
 WORDS = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\s\u3400-\u9fff\uf900-\ufaff]+")
 
 # A row's picture or pictures as they stand in its line; quotes within its texts have a backslash.
-IMAGE_FIELD = re.compile(rb'"images?"\s*:\s*("(?:[^"\\]|\\.)+"|\[[^\]]+\]|\{[^}]+\})')
+IMAGE_FIELD = re.compile(rb'"(?:images?|image_url)"\s*:\s*("(?:[^"\\]|\\.)+"|\[[^\]]+\]|\{[^}]+\})')
 
 Row = dict[str, Any]
 

@@ -193,6 +193,16 @@ def test_pictures_of_json_lines_are_found_without_parsing(conversations):
     assert list(pictures_of(open_conversations(conversations))) == ['"a.png"', None, None, None]
 
 
+def test_pictures_of_message_parts_are_found_without_parsing(tmp_path):
+    part = {"type": "image_url", "image_url": {"url": "a.png"}}
+    message = {"role": "user", "content": [part, {"type": "text", "text": "what is it?"}]}
+    answer = {"role": "assistant", "content": "a cat"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": [message, answer]}) + "\n")
+    (picture,) = pictures_of(open_conversations(path))
+    assert "a.png" in picture
+
+
 def test_without_validation_no_row_is_read():
     class Unread(list):
         def __getitem__(self, i):
