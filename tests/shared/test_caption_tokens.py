@@ -167,17 +167,18 @@ def test_runaway_output_ends() -> None:
 # --- The reference program ------------------------------------------------------------------------
 
 PARTS = """
-    a A I The the In man's dogs' can't don't DON'T it's IT'S they're cannot gonna 'twas 'tis o'clock
-    d'Avignon 'n' 'em '90s '90 90's c'mon y'all ma'am Cap'n c'est O'Brien T-shirt well-known U.S. U.S
-    u.k. a.m. a.k.a. e.g. etc. Mr. Dr. St. Jr. Inc. Co. Ltd. Jan. No. no. vs. Ph.D. B. Mass. mass.
-    Ill. ill. ca. sq. 1 10 1,000 3.5 .5 5. $5 US$5 50% 10:30 10:30am 12/25/2010 1/2 1-1/2 4x4 #1 #tag
-    @user foo@bar.com www.foo.com http://foo.com/x?y=1 foo.jpg example.com 555-1234 (555) 555-1234 +1
-    2nd 1950s 6'2" ½ £5 €5 ¢ ° © café Zoë 中文 😀 ★ … – — ‘quoted’ “quoted” don’t ’90s «x» ` `` '' ' "
-    "x" 'x' ''x'' ( ) [ ] { } (x) <b> </b> <br/> < > << &amp; &lt; &quot; &nbsp; &eacute; AT&T at&t
-    C++ f# * ** = + / \\ | ~ ^ _ __ foo_bar a/b w/ - -- --- ---- ----- . .. ... .... ...... , ; : ! !!
-    ? ?! :) :-( ^_^ (-_-) $ # % S&P-500 -LRB- non-U.S. U.S.-based 3,000-pound word.word end.The A.B.
-    Pty. Dunkin' ol' rockin' .22-caliber twenty-one wait...what word., a-b., AT&T., ev'ry n't 's 'S
-    shouldn't've red blue man woman dog riding skateboard street people two three playing with
+    a A I The the In man's dogs' can't don't DON'T it's IT'S they're cannot gonna 'twas 'tis
+    o'clock d'Avignon 'n' 'em '90s '90 90's c'mon y'all ma'am Cap'n c'est O'Brien T-shirt
+    well-known U.S. U.S u.k. a.m. a.k.a. e.g. etc. Mr. Dr. St. Jr. Inc. Co. Ltd. Jan. No. no.
+    vs. Ph.D. B. Mass. mass. Ill. ill. ca. sq. 1 10 1,000 3.5 .5 5. $5 US$5 50% 10:30 10:30am
+    12/25/2010 1/2 1-1/2 4x4 #1 #tag @user foo@bar.com www.foo.com http://foo.com/x?y=1 foo.jpg
+    example.com 555-1234 (555) 555-1234 +1 2nd 1950s 6'2" ½ £5 €5 ¢ ° © café Zoë 中文 😀 ★ … – —
+    ‘quoted’ “quoted” don’t ’90s «x» ` `` '' ' " "x" 'x' ''x'' ( ) [ ] { } (x) <b> </b> <br/> <
+    > << &amp; &lt; &quot; &nbsp; &eacute; AT&T at&t C++ f# * ** = + / \\ | ~ ^ _ __ foo_bar a/b
+    w/ - -- --- ---- ----- . .. ... .... ...... , ; : ! !! ? ?! :) :-( ^_^ (-_-) $ # % S&P-500
+    -LRB- non-U.S. U.S.-based 3,000-pound word.word end.The A.B. Pty. Dunkin' ol' rockin'
+    .22-caliber twenty-one wait...what word., a-b., AT&T., ev'ry n't 's 'S shouldn't've red blue
+    man woman dog riding skateboard street people two three playing with
 """.split()  # noqa: SIM905
 GAPS = [*" " * 8, "", "  ", "\t", "\xa0", " . ", ", ", ". ", "-", "'", '"', "/", "\u200b", "\u2009"]
 NAMES = "man woman dog cat bus train pizza street table child horse surfboard kitchen".split()  # noqa: SIM905
