@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from shared.caption_metrics import Documents, Statistics, Tokens, figures
+from shared.caption_metrics import ORDERS, Documents, Statistics, Tokens, figures
 from shared.caption_tokens import TOKENIZERS, tokenize_caption
 from shared.options import UserError, guarded, read_json
 from shared.significance import FEW_CLUSTERS, N_FLIPS, N_RESAMPLES, PairedComparison
@@ -71,8 +71,9 @@ def score_captions(
 ) -> CaptionScores:
     """Score one caption an image against the references of all images.
 
-    `tokenize` takes the place of `tokenize_caption(text, language)`. METEOR is version 1.5 where
-    Java and its jar are present, else `METEOR_nltk`, another metric (shared/caption_extras.py).
+    `tokenize` takes the place of `tokenize_caption(text, language)`; `language` then says which
+    stages METEOR has. METEOR is version 1.5 where Java and its jar are present, else `METEOR_nltk`,
+    which is another metric (shared/caption_extras.py).
     `spice` asks for SPICE; where that can't run, `notes` says why and the rest stands.
 
     Raises ValueError, naming the image, for a candidate whose image has no references, an image
@@ -240,8 +241,11 @@ def _compare(
     columns = [_chosen(base, names), _chosen(tuned, names)]
     n_images = len(columns[0])
     observed = _difference(columns[0].sum(0), columns[1].sum(0), n_images)
-    own = _difference(columns[0], columns[1], 1)  # [I, M]
+    own = _difference(columns[0], columns[1], 1)  # [I, 4 + M]
     own[abs(own) <= 1e-9] = 0.0
+    # Without a matched n-gram on either side an image's BLEU differs by its small constants only.
+    unmatched = (base.counts[:, -ORDERS:] == 0) & (tuned.counts[:, -ORDERS:] == 0)
+    own[:, :ORDERS][unmatched] = 0.0
     note = _sample_note(n_images)
     limits: list[tuple[float, float] | None] = [None] * len(names)
     p_values: list[float | None] = [None] * len(names)

@@ -53,6 +53,7 @@ WITHOUT_TORCH = (
     "llava_repro.evaluate",
     "llava_repro.compare",
     "shared.coco",
+    "shared.caption_score",
     "llava_openset.splitting",
     "llava_openset.samples",
     "llava_openset.make_known_from_coco",

@@ -24,7 +24,7 @@ from shared.caption_metrics import BLEU, Documents, figures
 from shared.caption_score import compare_captions, main, read_candidates, score_captions
 from shared.caption_tokens import tokenize_caption
 from shared.options import REPO_ROOT, UserError
-from shared.significance import compare_paired
+from shared.significance import cluster_bootstrap, compare_paired
 
 
 @pytest.fixture(autouse=True)
@@ -377,6 +377,17 @@ def test_intervals_hold_the_value_and_narrow_with_the_images() -> None:
     assert "not drawn anew" in scores["intervals"]["CIDEr"]["note"]
 
 
+def test_interval_of_a_mean_is_the_cluster_bootstrap_s() -> None:
+    references, candidates, _ = many(300)
+    scores = score_captions(references, candidates, meteor=False, n_resamples=4000)
+    rows = [row["ROUGE_L"] for row in scores["per_image"].values()]
+    expected = cluster_bootstrap(rows, list(references), n_resamples=4000, seed=5)
+    found = scores["intervals"]["ROUGE_L"]
+    width = expected.high - expected.low
+    assert found["low"] == pytest.approx(expected.low, abs=0.05 * width)
+    assert found["high"] == pytest.approx(expected.high, abs=0.05 * width)
+
+
 def test_no_interval_where_nothing_varies() -> None:
     references = {i: [f"a dog number {i}"] for i in range(20)}
     candidates = {i: f"a dog number {i}" for i in range(20)}
@@ -436,6 +447,15 @@ def test_p_value_of_a_mean_is_the_sign_flip_test_s() -> None:
     assert found.p_value == pytest.approx(expected.p_value)
     assert found.difference == pytest.approx(expected.difference)
     assert (found.wins, found.ties, found.losses) == (expected.wins, expected.ties, expected.losses)
+
+
+def test_captions_without_a_matched_run_of_words_tie() -> None:
+    """BLEU's small constants give a short caption .03 and a long one .0001; neither has won."""
+    references = {1: ["a red dog on the grass"], 2: ["one big bus in a town"]}
+    base = {1: "dog", 2: "bus"}
+    tuned = {1: "dog at home or at sea", 2: "one big bus in a town"}
+    found = compare_captions(references, base, tuned, meteor=False)["Bleu_4"]
+    assert (found.wins, found.ties, found.losses) == (1, 1, 0)
 
 
 def test_equal_sets_do_not_differ() -> None:

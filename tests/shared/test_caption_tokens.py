@@ -95,6 +95,12 @@ def test_two_words_can_be_one_token() -> None:
     assert tokenize_caption("call (555) 555-1234") == ["call", "-lrb-555-rrb-\xa0555-1234"]
 
 
+def test_an_address_does_not_end_in_a_space() -> None:
+    """Only a space, tab or line break ends an address; what is stripped is the line."""
+    assert tokenize_caption("see http://foo.com/x\xa0") == ["see", "http://foo.com/x"]
+    assert tokenize_caption("http://foo.com/x\xa0 seen") == ["http://foo.com/x\xa0", "seen"]
+
+
 @pytest.mark.parametrize(
     "gap", ["\n", "\r", "\r\n", "\v", "\f", "\u2028", "\u2029", "\t", "\xa0", "\u3000", "\x00",
             "\x1f", "\x7f", "\u200b", "\ufeff", " \n \r "],
