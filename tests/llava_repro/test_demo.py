@@ -28,7 +28,20 @@ from shared.images import open_image
 from shared.options import REPO_ROOT, UserError, write_json
 
 DEMO = REPO_ROOT / "llava_repro" / "demo.py"
-LONG = 160  # tokens, long enough to be watched
+LONG = 120  # tokens, long enough to be watched
+# The page with a model that takes its time for each token, as real ones do: the tiny one's whole
+# answer is there before a busy browser has drawn its first word.
+SLOWLY = """
+import runpy, sys, time
+from llava_repro.answering import TokenLogProbs
+note = TokenLogProbs.__call__
+def slowly(self, *given):
+    time.sleep(0.04)
+    return note(self, *given)
+TokenLogProbs.__call__ = slowly
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def fields_of(text: str) -> set[str]:
@@ -181,8 +194,9 @@ def demo(chatty_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     uploads = tmp_path_factory.mktemp("uploads")
     flags = uploads.parent / f"runs_{port}" / "flags.jsonl"
     command = [
-        sys.executable, str(DEMO), "--model", str(chatty_model), "--device", "cpu", "--port",
-        str(port), "--temperature", "0", "--max_new_tokens", str(LONG), "--flags_file", str(flags),
+        sys.executable, "-c", SLOWLY, str(DEMO), "--model", str(chatty_model), "--device", "cpu",
+        "--port", str(port), "--temperature", "0", "--max_new_tokens", str(LONG),
+        "--flags_file", str(flags),
     ]  # fmt: skip
     environment = os.environ | {"GRADIO_TEMP_DIR": str(uploads), "OMP_NUM_THREADS": "1"}
     log = uploads.parent / f"demo_{port}.log"

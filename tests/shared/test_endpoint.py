@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -80,7 +81,8 @@ class FakeServer:
                     self.close_connection = True
                     self.connection.shutdown(2)
                     return
-                self.wfile.write(content)
+                with contextlib.suppress(BrokenPipeError):  # a client that has given up waiting
+                    self.wfile.write(content)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
