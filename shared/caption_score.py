@@ -55,7 +55,7 @@ class CaptionScores(TypedDict):
     per_image: dict[ImageId, dict[str, float]]
     missing: list[ImageId]  # images without a candidate: scored as empty captions
     empty: list[ImageId]  # images whose candidate has no token
-    notes: dict[str, str]
+    notes: dict[str, str]  # by metric, and `missing`
 
 
 def score_captions(
@@ -86,8 +86,14 @@ def score_captions(
     )
     notes = _add_extras(statistics, reference_tokens, language, meteor, spice)
     ids = list(reference_tokens)
+    missing = [image_id for image_id in ids if image_id not in candidates]
     if len(ids) == 1:
         notes["CIDEr"] = SINGLE_IMAGE
+    if missing:
+        notes["missing"] = (
+            f"{len(missing)} of {len(ids)} images have no caption and count as empty; "
+            "pycocoevalcap refuses such a set"
+        )
     return CaptionScores(
         n=len(ids),
         tokenizer=tokenizer,
@@ -97,7 +103,7 @@ def score_captions(
             image_id: dict(zip(statistics.names, row, strict=True))
             for image_id, row in zip(ids, statistics.images().tolist(), strict=True)
         },
-        missing=[image_id for image_id in ids if image_id not in candidates],
+        missing=missing,
         empty=[i for i, tokens in zip(ids, statistics.tokens, strict=True) if not tokens],
         notes=notes,
     )

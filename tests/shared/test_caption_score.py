@@ -293,6 +293,7 @@ def test_missing_and_empty_captions_score_nothing_and_are_listed() -> None:
     references = {1: ["a dog"], 2: ["a cat"], "x": ["a bus"]}
     scores = score_captions(references, {1: "a dog", "x": " .\n"}, meteor=False)
     assert (scores["n"], scores["missing"], scores["empty"]) == (3, [2], [2, "x"])
+    assert scores["notes"]["missing"].startswith("1 of 3 images have no caption and count as empty")
     assert [row["ROUGE_L"] for row in scores["per_image"].values()] == [1.0, 0.0, 0.0]
     assert scores["per_image"][2]["Bleu_1"] == 0.0
     # Leaving out the bad answers is no way up.
