@@ -414,7 +414,8 @@ def test_a_batch_that_did_not_fit_is_let_go_before_its_half_is_tried(path):
 
 
 def test_out_of_memory_with_one_question_says_what_needs_less(path):
-    with pytest.raises(UserError, match=r"--quantization nf4 needs less, .* \(CUDA out of memory") as e:
+    told = r"--quantization nf4 needs less, .* \(CUDA out of memory"
+    with pytest.raises(UserError, match=told) as e:
         run(path, SmallGpu(most=0))
     assert "more" not in str(e.value)
 
