@@ -73,7 +73,7 @@ def test_every_task_is_scored_and_compared(runs, task):
     folder = runs / "toy_pipeline"
     for stage in ("pretrain", "finetune"):
         found = metrics(folder / f"{task}-{stage}")
-        assert found["synthetic"] is True
+        assert found["synthetic"] == {"data": True, "model": True}
     assert (folder / f"{task}-report" / "report.html").is_file()
     assert task in (folder / "overview.html").read_text(encoding="utf-8").lower()
 
