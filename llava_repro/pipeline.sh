@@ -7,8 +7,9 @@
 #   PRESET=v1_5 LAUNCH="accelerate launch --config_file llava_repro/configs/ddp.yaml" \
 #     STAGE2=v1_5_lora bash llava_repro/pipeline.sh       (LLaVA v1.5 with LoRA, eight GPUs)
 #
-# Models: python -m shared.download ID for each id of the presets. Data: data/README.md.
-# Each step continues where it stopped; TASKS="pope scienceqa" takes fewer tasks.
+# What is missing is said before anything trains, with the commands that bring it (data/README.md).
+# Evaluation is over whole splits. Each step continues where it stopped; TASKS="pope scienceqa"
+# takes fewer tasks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ -z "${PYTHON:-}" ]; then
@@ -22,6 +23,9 @@ CONFIGS=llava_repro/configs
 OUT=outputs/llava_repro/$PRESET
 
 # what is missing is said here, before hours of training
+# shellcheck disable=SC2086  # several tasks are several words
+"$PYTHON" llava_repro/check_inputs.py "$CONFIGS/${PRESET}_pretrain.yaml" "$CONFIGS/$STAGE2.yaml" \
+  --tasks $TASKS
 "$PYTHON" llava_repro/train.py "$CONFIGS/${PRESET}_pretrain.yaml" --dry_run
 "$PYTHON" llava_repro/train.py "$CONFIGS/$STAGE2.yaml" --dry_run
 
@@ -33,7 +37,7 @@ $LAUNCH llava_repro/train.py "$CONFIGS/$STAGE2.yaml" --projector "$OUT/stage1" \
 for task in $TASKS; do
   for stage in stage1 stage2; do
     "$PYTHON" llava_repro/evaluate.py --task "$task" --model "$OUT/$stage/model" \
-      --output_dir "$OUT/$task-$stage"
+      --limit 0 --output_dir "$OUT/$task-$stage"
   done
   "$PYTHON" llava_repro/compare.py "$OUT/$task-stage1" "$OUT/$task-stage2" \
     --output_dir "$OUT/$task-report"
