@@ -6,14 +6,21 @@ python llava_repro/compare.py RUN RUN [RUN ...]
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from llava_repro.settings import RUNS
+from llava_repro.evaluation_scoring import scorer
+from llava_repro.settings import RUNS, TRAIN_TYPES
 from llava_repro.tasks import TASKS
 from shared.comparison import locate
-from shared.options import UserError, portable_path, read_json
-from shared.runs import Run
+from shared.comparison_many import reasons_against_all
+from shared.options import UserError, portable_path
+from shared.runs import Run, read_run
+
+NEWLINE = "\n  "
+# config.json's keys that say who answered, by content: the models' folders may be named otherwise
+ANSWERED_BY = ("model_fingerprint", "adapter_fingerprint", "answers_hash")
 
 
 def runs_first(argv: Sequence[str]) -> list[str]:
@@ -24,7 +31,7 @@ def runs_first(argv: Sequence[str]) -> list[str]:
 
 
 def chosen_folders(runs: Sequence[str] | None, toy: bool) -> list[Path]:
-    """The given folders, or with --toy the newest two of one task. Raises UserError for others."""
+    """The given folders, or with --toy the newest comparable two. Raises UserError for others."""
     if not runs and toy:
         return newest_toy_runs()
     if not runs or len(runs) < 2:
@@ -39,21 +46,45 @@ def chosen_folders(runs: Sequence[str] | None, toy: bool) -> list[Path]:
 
 
 def newest_toy_runs() -> list[Path]:
-    """Older first. Raises UserError when no toy task has two finished runs."""
-    by_task: dict[str, list[tuple[float, Path]]] = {}
-    for file in RUNS.glob("*/metrics.json"):
-        metrics = read_json(file)
-        if (file.parent / "scored.jsonl").is_file() and any(
-            (metrics.get("synthetic") or {}).values()
-        ):
-            by_task.setdefault(metrics["task"], []).append((file.stat().st_mtime, file.parent))
-    pairs = [sorted(found)[-2:] for found in by_task.values() if len(found) > 1]
-    if not pairs:
-        raise UserError(
-            "no toy task has two finished runs; python llava_repro/evaluate.py --task pope --toy, "
-            "and again with --pictures shuffled, make them"
-        )
-    return [folder for _, folder in max(pairs, key=lambda pair: pair[-1][0])]
+    """The newest toy run that can be compared and the newest one before it that it can be compared
+    with: same task and questions, asked alike, another model. Raises UserError when there is none.
+    """
+    runs: list[Run] = []  # newest first
+    for file in sorted(RUNS.glob("*/metrics.json"), key=lambda f: f.stat().st_mtime, reverse=True):
+        try:
+            run = read_run(file.parent)
+        except UserError:  # unfinished or damaged: nothing to compare
+            continue
+        if any((run.metrics.get("synthetic") or {}).values()):
+            runs.append(run)
+    for newer, older in combinations(runs, 2):
+        if can_be_compared(older, newer):
+            return [older.folder, newer.folder]
+    raise UserError(
+        "no two toy runs of other models answered the same questions alike. These commands, in "
+        f"order, make two:\n  {NEWLINE.join(toy_commands())}"
+    )
+
+
+def can_be_compared(older: Run, newer: Run) -> bool:
+    """Whether other models gave the two runs' answers, and main() would not refuse them."""
+    tasks = {run.config.get("task") for run in (older, newer)}
+    answered = [[run.config.get(key) for key in ANSWERED_BY] for run in (older, newer)]
+    if len(tasks) > 1 or not tasks <= TASKS.keys() or answered[0] == answered[1]:
+        return False
+    return not reasons_against_all([older, newer], scorer(tasks.pop()))
+
+
+def toy_commands() -> list[str]:
+    """What leads to two toy runs that can be compared: both stages, asked the same questions."""
+    trained, asked = [], []
+    for stage in TRAIN_TYPES:
+        model = RUNS / f"toy_{stage}" / "model"
+        if not model.is_dir():
+            trained.append(f"python llava_repro/train.py --toy --stage {stage}")
+        path = portable_path(model)
+        asked.append(f"python llava_repro/evaluate.py --toy --task pope --model {path}")
+    return trained + asked
 
 
 def task_of(runs: Sequence[Run]) -> str:

@@ -8,7 +8,7 @@ run's records again and compares.
 
     python llava_repro/compare.py RUN RUN                  # folders of evaluate.py
     python llava_repro/compare.py RUN RUN RUN --names stage1 stage2 lora
-    python llava_repro/compare.py --toy                    # the newest two runs of one toy task
+    python llava_repro/compare.py --toy                    # the newest two that fit each other
     python llava_repro/compare.py --verify outputs/llava_repro/RUN
 
 Reads config.json, environment.json, predictions.jsonl, scored.jsonl, metrics.json of the runs and
@@ -75,7 +75,7 @@ class CompareOptions:
     )
     toy: bool = field(
         default=False,
-        metadata={"help": "without runs: the newest two of one task on the synthetic world"},
+        metadata={"help": "without runs: the newest two of the toy world that can be compared"},
     )
 
 

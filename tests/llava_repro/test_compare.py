@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from llava_repro import chosen_runs
-from llava_repro.chosen_runs import runs_first
+from llava_repro.chosen_runs import runs_first, toy_commands
 from llava_repro.compare import CompareOptions, main
 from llava_repro.compare_texts import TEXTS, texts_for
 from llava_repro.evaluate import main as evaluate_main
@@ -208,12 +209,49 @@ def test_a_run_alone_or_too_few_names(two, report):
 
 def test_the_toy_compares_the_newest_two_of_a_task(two, report, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(chosen_runs, "RUNS", tmp_path / "none")
-    with pytest.raises(UserError, match="no toy task has two finished runs"):
+    with pytest.raises(UserError, match="no two toy runs of other models"):
         report([], toy=True)
     monkeypatch.setattr(chosen_runs, "RUNS", tmp_path)
     os.utime(Path(two[0]) / "metrics.json", (1, 1))
     report([], toy=True)
     assert "second  83.33 %" in capsys.readouterr().out
+
+
+def test_the_toy_passes_over_runs_that_it_would_refuse(
+    two, make_run, report, tmp_path, monkeypatch, capsys
+):
+    """Newer ones: other pictures shown, another task, the same answers, unfinished."""
+    monkeypatch.setattr(chosen_runs, "RUNS", tmp_path)
+    changes = {"shuffled": {"pictures": "shuffled"}, "gqa": {"task": "gqa"}}
+    for name, change in changes.items():
+        config = make_run(name, 0) / "config.json"
+        write_json(config, read_json(config) | change)
+    (make_run("unfinished", 0) / "scored.jsonl").unlink()
+    again = tmp_path / "pope_again"
+    shutil.copytree(two[1], again)
+    for when, folder in enumerate([*two, again], start=1):
+        os.utime(Path(folder) / "metrics.json", (when, when))
+    report([], toy=True)
+    assert read_json(tmp_path / "report" / "comparison.json")["not_comparable"] == []
+    said = capsys.readouterr().out
+    assert "stage1" in said
+    assert "again" in said  # newer than stage2, whose answers it has
+    shutil.rmtree(two[0])
+    with pytest.raises(UserError, match="no two toy runs of other models"):
+        report([], toy=True)
+
+
+def test_the_toy_s_advice_names_two_models_and_trains_those_that_are_not_there(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(chosen_runs, "RUNS", tmp_path)
+    (tmp_path / "toy_pretrain" / "model").mkdir(parents=True)
+    asks = f"python llava_repro/evaluate.py --toy --task pope --model {tmp_path}"
+    assert toy_commands() == [
+        "python llava_repro/train.py --toy --stage finetune",
+        f"{asks}/toy_pretrain/model",
+        f"{asks}/toy_finetune/model",
+    ]
 
 
 def test_runs_may_stand_first():
