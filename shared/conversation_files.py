@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -206,7 +207,8 @@ def row_images(row: dict[str, Any], image_root: Path | str) -> list[Picture]:
         if os.path.commonpath([root, path]) != root:
             raise RowError(
                 f"image: {image} leads outside {image_root}; rows may only name pictures below "
-                "--image_root, so that a data file from elsewhere cannot read other files"
+                "that folder, so that a data file from elsewhere cannot read other files. Where a "
+                "script has --image_root (train.py, shared.conversations), it names another folder"
             )
         paths.append(Path(path))
     return paths
@@ -257,7 +259,8 @@ class _JsonArray(Conversations):
             raise UserError(f"{path}: cannot be read: {error}") from error
         print(
             f"{path}: a JSON array of {len(self.rows)} rows, loaded whole; as JSON lines it would "
-            "be read row by row"
+            "be read row by row",
+            file=sys.stderr,  # stdout may be somebody's JSON lines
         )
 
     def __len__(self) -> int:
