@@ -47,8 +47,9 @@ class ConvertOptions:
         default="keep", metadata={"help": "of the written weights"}
     )
     shard_gb: float = field(default=5.0, metadata={"help": "largest size of one weight file"})
-    check: bool = field(
-        default=True, metadata={"help": "load both and compare logits on random input"}
+    no_check: bool = field(
+        default=False,
+        metadata={"help": "do not load both and compare their logits on random input"},
     )
     device: str = field(default="auto", metadata={"help": "of the check: auto, cpu, cuda"})
     dry_run: bool = field(
@@ -92,7 +93,7 @@ def main(options: ConvertOptions) -> None:
             dtype=None if options.dtype == "keep" else getattr(torch, options.dtype),
             shard_bytes=int(options.shard_gb * 1e9),
         )
-        if options.check:
+        if not options.no_check:
             source = {
                 "folder": options.model,
                 "base": options.base,

@@ -260,6 +260,19 @@ def test_a_projector_that_transformers_lacks_is_said(tiny_llava_folder, tmp_path
     assert "same logits" in printed
 
 
+def test_help_of_no_check_says_what_the_flag_does(capsys):
+    with pytest.raises(SystemExit):
+        parse_options(convert.ConvertOptions, description="", argv=["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "do not load both and compare their logits on random input (default: False)" in said
+    assert "--check " not in said
+    argv = ["--model", "a", "--output_dir", "b"]
+    assert parse_options(
+        convert.ConvertOptions, description="", argv=[*argv, "--no_check"]
+    ).no_check
+    assert not parse_options(convert.ConvertOptions, description="", argv=argv).no_check
+
+
 @pytest.mark.slow
 def test_the_command_line(tiny_llava_folder, tmp_path):
     def call(*flags: Any) -> subprocess.CompletedProcess[str]:
