@@ -11,7 +11,7 @@ One question is answered as it is made, word by word; a folder in batches, one J
 Without a picture the question is asked as text alone. `--output` gets one JSON line an answer:
 `image_path, question, answer, confidence, finish_reason, n_tokens`, and `synthetic` where the model
 is a toy. A picture or a row that cannot be read is a line with `error`, and the rest goes on; the
-exit status is then 1.
+exit status is then 1. Standard output has answers alone, notes go to standard error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from llava_repro.answering import LlavaAnswerer
 
 DESCRIBE = "Describe the picture."
+TOY_QUESTIONS = TOY_DATA / "held_out.jsonl"  # asked by --toy where nothing else is given
+N_TOY_QUESTIONS = 8  # of them, without --limit
 
 
 @dataclass
@@ -59,18 +61,25 @@ class PredictOptions(AskingOptions, DecodingOptions, ToyOptions):
         default=None,
         metadata={"help": "LLaVA conversations: the first question of each (if nothing else)"},
     )
-    limit: int = field(default=0, metadata={"help": "of --images or --questions, 0 = all"})
+    limit: int | None = field(
+        default=None,
+        metadata={
+            "help": "of --images or --questions, 0 = all (default: all; of the toy's own "
+            f"questions {N_TOY_QUESTIONS})"
+        },
+    )
     batch_size: int = field(default=8, metadata={"help": "pictures in one forward pass"})
     output: str | None = field(default=None, metadata={"help": "JSON lines, one an answer"})
 
     def __post_init__(self) -> None:
         for name, bound in (("limit", 0), ("batch_size", 1)):
-            if getattr(self, name) < bound:
+            if (getattr(self, name) or 0) < bound:
                 raise UserError(f"--{name} {getattr(self, name)}: at least {bound}")
 
 
 def main(options: PredictOptions) -> None:
     rows = rows_to_ask(options)
+    check_output(options, rows)
     decoding = options.decoding()
     if options.dry_run:
         from llava_repro.inference_plan import inference_plan
@@ -89,7 +98,8 @@ def main(options: PredictOptions) -> None:
     from llava_repro.answering import load_answerer
 
     with new_file(options.output) as output:
-        answerer = load_answerer(options, decoding)
+        with redirect_stdout(sys.stderr):  # its notes are no answers
+            answerer = load_answerer(options, decoding)
         set_seed(options.seed)
 
         # Answer
@@ -125,7 +135,10 @@ def main(options: PredictOptions) -> None:
 
 
 def rows_to_ask(options: PredictOptions) -> list[Row]:
-    """The questions of --image, --images or --question alone. Raises UserError."""
+    """The questions of --image, --images, --question alone or --questions, else the toy's own.
+
+    Raises UserError.
+    """
     question = options.question
     if question is not None and not question.strip():
         raise UserError("--question is empty")
@@ -141,11 +154,31 @@ def rows_to_ask(options: PredictOptions) -> list[Row]:
         return [Row((str(f),), question or DESCRIBE) for f in files[: options.limit or None]]
     if question is not None:
         return [Row((), question)]
-    if options.questions is None:
-        raise UserError(
-            "what to look at? Give --image FILE, --images FOLDER, --questions FILE, or --toy"
+    if options.questions is not None:
+        return first_questions(Path(options.questions), options.limit or 0)
+    if options.toy:
+        return first_questions(
+            TOY_QUESTIONS, N_TOY_QUESTIONS if options.limit is None else options.limit
         )
-    return first_questions(Path(options.questions), options.limit)
+    raise UserError(
+        "what to look at? Give --image FILE, --images FOLDER, --questions FILE, or --toy"
+    )
+
+
+def check_output(options: PredictOptions, rows: Sequence[Row]) -> None:
+    """Raises UserError where --output is no file to replace: of another kind, or read here, under
+    this name or another (a link, a relative path)."""
+    if options.output is None:
+        return
+    path = Path(options.output)
+    if path.exists() and (not path.is_file() or path.suffix != ".jsonl"):
+        raise UserError(f"{path} exists and is no .jsonl file: give another --output")
+    target = path.resolve()
+    if target in {Path(name).resolve() for name in (options.questions, TOY_QUESTIONS) if name}:
+        raise UserError(f"--output {path} is the file of the questions: give another")
+    pictures = (picture for row in rows for picture in row.pictures)
+    if any(isinstance(p, str | Path) and Path(p).resolve() == target for p in pictures):
+        raise UserError(f"--output {path} is a picture that is asked about: give another")
 
 
 def new_file(name: str | None) -> AbstractContextManager[RecordWriter | None]:
@@ -153,8 +186,6 @@ def new_file(name: str | None) -> AbstractContextManager[RecordWriter | None]:
     if name is None:
         return nullcontext()
     path = Path(name)
-    if path.exists() and (not path.is_file() or path.suffix != ".jsonl"):
-        raise UserError(f"{path} exists and is no .jsonl file: give another --output")
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -227,11 +258,7 @@ if __name__ == "__main__":
             parse_options(
                 PredictOptions,
                 description=__doc__.split("\n")[0],
-                toy_defaults={
-                    **TOY_DEFAULTS,
-                    "questions": str(TOY_DATA / "held_out.jsonl"),
-                    "limit": 8,
-                },
+                toy_defaults=TOY_DEFAULTS,
                 prepare_toy=prepare_toy,
             )
         )

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from llava_repro import answering
+from llava_repro import predict as script
 from llava_repro.asking import Decoding, human_text
-from llava_repro.predict import DESCRIBE, PredictOptions, main
+from llava_repro.predict import DESCRIBE, PredictOptions, main, rows_to_ask
 from shared.options import REPO_ROOT, UserError, parse_options, write_json
 
 PREDICT = REPO_ROOT / "llava_repro" / "predict.py"
@@ -248,6 +249,91 @@ def test_a_toy_s_answers_are_marked(
     toy = ["--model", str(tmp_path / "toy")]  # what is loaded is the fixture's
     shown = predict("--images", str(folder), *toy, n_errors=1)
     assert [json.loads(line)["synthetic"] for line in shown.splitlines()] == [True] * 3
+
+
+@pytest.mark.parametrize("name", ["pictures/rows.jsonl", "pictures/../pictures/rows.jsonl", "link"])
+def test_output_is_never_the_file_of_the_questions(
+    predict: Callable[..., str], folder: Path, tmp_path: Path, name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """By its path, a relative one, a link; the plan says so too, and the rows stay."""
+    file = folder / "rows.jsonl"
+    file.write_text(json.dumps(conversation("<image>\nWhat?", "a.png")))
+    before = file.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+    output = "link.jsonl" if name == "link" else name
+    for more in ([], ["--dry_run"]):
+        with pytest.raises(UserError, match="is the file of the questions: give another"):
+            predict("--questions", str(file), "--output", output, *more)
+    with pytest.raises(UserError, match="is the file of the questions: give another"):
+        predict("--questions", str(tmp_path / "link.jsonl"), "--output", str(file))
+    assert file.read_bytes() == before
+    assert (tmp_path / "link.jsonl").is_symlink()
+
+
+def test_output_is_never_a_picture_nor_the_toys_questions(
+    predict: Callable[..., str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = folder / "picture.jsonl"
+    shutil.copy(folder / "a.png", odd)
+    with pytest.raises(UserError, match="is a picture that is asked about"):
+        predict("--image", str(folder / "c.png"), str(odd), "--output", str(odd))
+    (folder / "rows.jsonl").write_text(json.dumps(conversation("<image>\nWhat?", odd.name)))
+    with pytest.raises(UserError, match="is a picture that is asked about"):
+        predict("--questions", str(folder / "rows.jsonl"), "--output", str(odd))
+    assert odd.read_bytes() == (folder / "a.png").read_bytes()
+    toy = tmp_path / "held_out.jsonl"
+    toy.write_text("{}")
+    monkeypatch.setattr(script, "TOY_QUESTIONS", toy)
+    with pytest.raises(UserError, match="is the file of the questions"):
+        predict("--image", str(folder / "a.png"), "--output", str(toy))
+    assert toy.read_text() == "{}"
+
+
+def test_the_toys_limit_is_for_its_own_questions_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file or folder of the user's is asked whole, in a YAML file as on the command line."""
+
+    def n_rows(*argv: str) -> int:
+        flags = [*argv, "--toy", "--model", "any"]
+        return len(rows_to_ask(parse_options(PredictOptions, description="", argv=flags)))
+
+    own = folder / "rows.jsonl"
+    own.write_text((json.dumps(conversation("<image>\nWhat?", "a.png")) + "\n") * 11)
+    for i in range(9):
+        shutil.copy(folder / "a.png", folder / f"more{i}.png")
+    (tmp_path / "own.yaml").write_text(f"questions: {own}\n")
+    monkeypatch.setattr(script, "TOY_QUESTIONS", own)
+    assert n_rows() == 8
+    assert [n_rows("--limit", "3"), n_rows("--limit", "0")] == [3, 11]
+    assert n_rows("--questions", str(own)) == 11
+    assert n_rows(str(tmp_path / "own.yaml")) == 11
+    assert n_rows("--questions", str(own), "--limit", "2") == 2
+    assert n_rows("--images", str(folder)) == 12
+    assert n_rows("--images", str(folder), "--limit", "5") == 5
+
+
+def test_standard_output_is_json_lines_alone(
+    tiny_llava_folder: Callable[..., Path], loaded: tuple, folder: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    """Notes of the reader and of the loader are not among them."""
+
+    def load_with_a_note(*_: Any) -> tuple:
+        print("tokenizer:  a note")
+        return loaded
+
+    monkeypatch.setattr(answering, "load_llava", load_with_a_note)
+    file = folder / "rows.json"
+    file.write_text(json.dumps([conversation("<image>\nWhat?", "a.png")] * 2))
+    flags = ["--model", str(tiny_llava_folder("clip", "qwen2")), "--max_new_tokens", "2"]
+    main(parse_options(PredictOptions, description="", argv=[*flags, "--questions", str(file)]))
+    said = capsys.readouterr()
+    assert [set(json.loads(line)) for line in said.out.splitlines()] == [FIELDS] * 2
+    assert "a JSON array of 2 rows, loaded whole" in said.err
+    assert "tokenizer:  a note" in said.err
 
 
 @pytest.mark.parametrize(
