@@ -21,7 +21,7 @@ from llava_repro.tasks.common import (
     Task,
     counts,
 )
-from shared.options import UserError
+from shared.options import MissingError, UserError
 from shared.vqav2 import QuestionSet
 
 __all__ = ["TASKS", "Sample", "Task", "load_task", "match_answers", "score_task"]
@@ -46,7 +46,15 @@ def load_task(
     if prompt is not None and prompt not in task.prompts:
         known = ", ".join(task.prompts)
         raise UserError(f"--task {name}: unknown prompt {prompt!r}; one of {known}")
-    return task.load(path, split or task.splits[0], prompt or next(iter(task.prompts)))
+    split = split or task.splits[0]
+    try:
+        return task.load(path, split, prompt or next(iter(task.prompts)))
+    except MissingError as error:
+        if split in task.splits:
+            raise
+        where = str(error).splitlines()[0]  # a download would not mend it
+        known = ", ".join(task.splits)
+        raise UserError(f"--split {split}: {name} has {known}; {where}") from error
 
 
 def match_answers(name: str, answers: Sequence[Record], samples: Sequence[Sample]) -> Matched:
