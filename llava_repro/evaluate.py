@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_repro.evaluation_answers import take_answers
+from llava_repro.evaluation_answers import answered_questions, match_file, take_answers
 from llava_repro.evaluation_scoring import blind_metrics, score, write_answer_files
 from llava_repro.evaluation_settings import (
     EvaluateOptions,
@@ -65,6 +65,11 @@ from shared.summaries import print_summary
 def main(options: EvaluateOptions) -> None:
     # Data
     sample, is_whole = load_questions(options)
+    n_asked = len(sample.questions)
+    matched = match_file(options, sample.questions) if options.answers else None
+    if matched is not None and options.answered_only:
+        sample = answered_questions(options, sample, matched)
+        is_whole = is_whole and len(sample.questions) == n_asked
     samples: list[Sample] = sample.questions
     folder = run_folder(options)
     if options.dry_run:
@@ -76,8 +81,8 @@ def main(options: EvaluateOptions) -> None:
 
     # Answers
     predictions = folder / "predictions.jsonl"
-    if options.answers:
-        records, odd = take_answers(options, samples, predictions)
+    if matched is not None:
+        records, odd = take_answers(options, matched, samples, predictions)
     else:
         records, odd = ask(options, samples, predictions), None
 
@@ -94,7 +99,7 @@ def main(options: EvaluateOptions) -> None:
     metrics["synthetic"] = synthetic(options)
     metrics["data_problems"] = {"count": len(sample.problems), "first": sample.problems[:20]}
     if odd is not None:
-        metrics["answers_file"] = odd
+        metrics["answers_file"] = odd | {"left_out": n_asked - len(samples)}
 
     # Save
     write_lines(folder / "scored.jsonl", scored)

@@ -63,6 +63,11 @@ class EvaluateOptions(AskingOptions, ToyOptions):
         default="llava",
         metadata={"help": "whose file --answers is; records: a predictions.jsonl of ours"},
     )
+    answered_only: bool = field(
+        default=False,
+        metadata={"help": "of --answers: score the questions that are answered, say how many are "
+                  "not: for the answers of a sample (--limit)"},
+    )  # fmt: skip
     judge_endpoint: str | None = field(
         default=None,
         metadata={"help": "OpenAI-compatible server (http://host:8000/v1) that reads undecided "
@@ -88,6 +93,13 @@ class EvaluateOptions(AskingOptions, ToyOptions):
             raise UserError("--judge_endpoint needs --judge_model, the model's name on that server")
         if self.judge_endpoint and self.task != "scienceqa":
             raise UserError(f"--judge_endpoint: {self.task} is no multiple-choice task")
+        if self.answers is not None and self.pictures != "own":
+            raise UserError(
+                f"--pictures {self.pictures} is how a model is asked; --answers asks none: leave "
+                "one of them out"
+            )
+        if self.answered_only and self.answers is None:
+            raise UserError("--answered_only is for --answers FILE")
         known = TASKS[self.task].prompts
         if self.prompt is not None and self.prompt not in known:
             listed = ", ".join(f"{name} ({what})" for name, what in known.items())

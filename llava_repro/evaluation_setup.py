@@ -70,7 +70,8 @@ def run_name(options: EvaluateOptions) -> str:
         "" if options.prompt == next(iter(task.prompts)) else options.prompt,
     ]
     if answers is not None:
-        return "_".join(filter(None, [*parts, "answers", answers.stem]))
+        only = "answered_only" if options.answered_only else ""
+        return "_".join(filter(None, [*parts, "answers", answers.stem, only]))
     parts += [
         str(options.limit or "all"),
         f"seed{options.seed}" if options.limit else "",
@@ -138,6 +139,8 @@ def run_config(
             extra |= {"revision": None, "model": whole or base["language_model"]}
             extra |= {} if whole else {"vision_tower": base["vision_tower"]}
     config = resolved_config(options, **extra)
+    if not options.answered_only:  # a run of an earlier version, which lacks it, goes on
+        del config["answered_only"]
     return {key: value for key, value in config.items() if key not in JUDGE}
 
 

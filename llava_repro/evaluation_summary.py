@@ -40,6 +40,22 @@ def print_figures(metrics: Mapping[str, Any]) -> None:
             f"{judge['accuracy_with_judge']:.2f} %"
         )
     print("  " + ", ".join(f"{value} {name}" for name, value in metrics["counts"].items()))
+    for note in answers_notes(metrics):
+        print(f"  note: {note}")
+
+
+def answers_notes(metrics: Mapping[str, Any]) -> list[str]:
+    """Of an answers file: what the questions that it does not answer do to the figures."""
+    file, n_missing = metrics.get("answers_file"), metrics["counts"]["missing"]
+    notes = []
+    if file and n_missing:
+        notes.append(f"{n_missing} missing count as wrong (--answered_only leaves them out)")
+    if file and file["left_out"]:
+        notes.append(
+            f"{file['left_out']} missing are left out, {metrics['counts']['expected']} answered "
+            "questions are scored"
+        )
+    return notes
 
 
 def official_lines(official: Mapping[str, Any]) -> list[str]:

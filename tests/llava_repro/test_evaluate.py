@@ -405,6 +405,13 @@ def never(*_: object, **__: object) -> None:
         ("pope", ["--limit", "-1"], "--limit -1: a number of questions, 0 for all"),
         ("pope", ["--batch_size", "0"], "--batch_size 0"),
         ("pope", ["--split", "val"], "coco_pope_val.json is not there"),
+        ("pope", ["--split", "nope"], "--split nope: pope has random, popular, adversarial, all;"),
+        ("gqa", ["--split", "nope"], "--split nope: gqa has testdev_balanced, val_balanced,"),
+        ("textvqa", ["--split", "nope"], "--split nope: textvqa has val, train, test;"),
+        ("scienceqa", ["--split", "nope"], "no split 'nope'; it has"),
+        ("vqav2", ["--split", "nope"], "unknown split 'nope'; VQAv2 has"),
+        ("pope", ["--answers", "a.jsonl", "--pictures", "shuffled"], "--answers asks none"),
+        ("pope", ["--answered_only"], "--answered_only is for --answers FILE"),
         ("pope", ["--prompt", "ocr"], "--task pope --prompt ocr: one of short"),
         ("pope", ["--data", "rows.jsonl"], "--data is for --task file"),
         ("pope", ["--judge_endpoint", "http://x/v1"], "--judge_endpoint needs --judge_model"),
@@ -492,10 +499,38 @@ def test_missing_double_and_unknown_answers_are_counted(evaluate, benchmarks, tm
     assert metrics["accuracy"]["value"] == pytest.approx(100 * 5 / 6, abs=0.006)
     assert metrics["answers_file"] == {
         "duplicates": 1, "unknown": 1,
-        "named": {"duplicates": [samples[0].sample_id], "unknown": ["other"]},
+        "named": {"duplicates": [samples[0].sample_id], "unknown": ["other"]}, "left_out": 0,
     }  # fmt: skip
     missing = records(tmp_path / "run")[-1]
     assert (missing["status"], missing["error"]) == ("skipped", "no answer in a.jsonl")
+
+
+def test_answers_of_a_sample_say_what_is_missing_or_leave_it_out(
+    evaluate, benchmarks, tmp_path, capsys
+):
+    samples = load_task("gqa", benchmarks / "gqa").questions
+    rows = [{"question_id": s.llava_id, "prompt": s.prompt, "text": s.target} for s in samples]
+    file = write_rows(tmp_path / "a.jsonl", rows[:2])
+    whole = score_file(evaluate, tmp_path / "whole", "gqa", file)
+    assert "note: 4 missing count as wrong (--answered_only leaves" in capsys.readouterr().out
+    assert whole["accuracy"]["value"] == pytest.approx(100 * 2 / 6, abs=0.006)
+    assert "answered_only" not in read(tmp_path / "whole" / "config.json")
+    part = score_file(evaluate, tmp_path / "part", "gqa", file, "--answered_only")
+    said = capsys.readouterr().out
+    assert "note: 4 missing are left out, 2 answered questions are scored" in said
+    assert "count as wrong" not in said
+    assert (part["accuracy"]["value"], part["accuracy"]["n"]) == (100, 2)
+    assert (part["counts"]["expected"], part["counts"]["missing"]) == (2, 0)
+    assert part["answers_file"]["left_out"] == 4
+    assert (tmp_path / "part" / "testdev_balanced_sample2_predictions.json").is_file()
+    by_place = [{"doc_id": i, "target": samples[i].target, "filtered_resps": samples[i].target,
+                 "input": samples[i].prompt} for i in (5, 3)]  # fmt: skip
+    part = score_file(evaluate, tmp_path / "place", "gqa", write_rows(file, by_place),
+                      "--answers_format", "lmms-eval", "--answered_only")  # fmt: skip
+    assert (part["accuracy"]["value"], part["accuracy"]["n"]) == (100, 2)
+    capsys.readouterr()
+    evaluate(tmp_path / "all", "gqa", "--answers", str(write_rows(tmp_path / "all.jsonl", rows)))
+    assert "note:" not in capsys.readouterr().out
 
 
 def test_answers_of_another_task_are_refused(evaluate, tmp_path):
