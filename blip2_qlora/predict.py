@@ -52,6 +52,7 @@ class PredictOptions(AskingOptions, CaptionOptions, BatchOptions, ToyOptions):
 
 def main(options: PredictOptions) -> None:
     rows = rows_to_answer(options)
+    check_output(options, rows)
     if options.dry_run:
         print_plan(options, rows)
         return
@@ -64,7 +65,7 @@ def main(options: PredictOptions) -> None:
     lines: list[dict[str, Any]] = []
     try:
         model, processor = load_blip2(options, options.adapter)
-        with new_file(options.output, options.questions) as output:
+        with new_file(options.output) as output:
             for line in predict(model, processor, rows.questions, options):
                 if synthetic:  # nobody shall take these words for a real model's, or real pictures'
                     line["synthetic"] = True
@@ -90,15 +91,26 @@ def first_of(lines: Sequence[dict[str, Any]]) -> str:
     return error if picture in error else f"{picture}: {error}"
 
 
-def new_file(name: str | None, reads: str | None) -> AbstractContextManager[RecordWriter | None]:
+def check_output(options: PredictOptions, rows: QuestionSet) -> None:
+    """Raises UserError where --output is no file to replace: of another kind, or read here, under
+    this name or another (a link, a relative path)."""
+    if options.output is None:
+        return
+    path = Path(options.output)
+    if path.exists() and (not path.is_file() or path.suffix != ".jsonl"):
+        raise UserError(f"{path} exists and is no .jsonl file: give another --output")
+    target = path.resolve()
+    if target in {Path(name).resolve() for name in (options.questions, BASELINE) if name}:
+        raise UserError(f"--output {path} is the file of the questions: give another")
+    if any(row.image is not None and Path(row.image).resolve() == target for row in rows.questions):
+        raise UserError(f"--output {path} is a picture that is asked about: give another")
+
+
+def new_file(name: str | None) -> AbstractContextManager[RecordWriter | None]:
     """The writer of --output, in the place of an earlier file of that name; None without one."""
     if name is None:
         return nullcontext()
     path = Path(name)
-    if path.exists() and (not path.is_file() or path.suffix != ".jsonl"):
-        raise UserError(f"{path} exists and is no .jsonl file: give another --output")
-    if reads is not None and path.resolve() == Path(reads).resolve():
-        raise UserError(f"--output {path} is the file of the questions: give another")
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

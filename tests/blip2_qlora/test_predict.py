@@ -169,6 +169,36 @@ def test_a_stopped_run_keeps_the_lines_that_it_said(predict, tmp_path, monkeypat
     assert f"stopped after 4 of {n} rows; the same command starts anew, and {output} keeps" in said
 
 
+@pytest.mark.parametrize("name", ["pictures/rows.jsonl", "pictures/../pictures/rows.jsonl", "link"])
+def test_output_is_never_the_file_of_the_questions(predict, folder, tmp_path, monkeypatch, name):
+    """By its path, a relative one, a link; the plan says so too, and the rows stay."""
+    file = folder / "rows.jsonl"
+    file.write_text(json.dumps({"image": "a.png", "question": "What?"}))
+    before = file.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+    output = "link.jsonl" if name == "link" else name
+    for more in ([], ["--dry_run"]):
+        with pytest.raises(UserError, match="is the file of the questions: give another"):
+            predict("--questions", str(file), "--output", output, *more)
+    assert file.read_bytes() == before
+    assert (tmp_path / "link.jsonl").is_symlink()
+
+
+def test_output_is_never_a_picture_nor_the_baseline(predict, folder, tmp_path, monkeypatch):
+    odd = folder / "picture.jsonl"
+    shutil.copy(folder / "a.png", odd)
+    with pytest.raises(UserError, match="is a picture that is asked about"):
+        predict("--image", str(odd), "--output", str(odd))
+    assert odd.read_bytes() == (folder / "a.png").read_bytes()
+    copied = tmp_path / "questions.jsonl"
+    shutil.copy(BASELINE / "questions.jsonl", copied)
+    monkeypatch.setattr("blip2_qlora.predict.BASELINE", copied)
+    with pytest.raises(UserError, match="is the file of the questions"):
+        predict("--output", str(copied), "--dry_run")
+    assert copied.read_bytes() == (BASELINE / "questions.jsonl").read_bytes()
+
+
 def test_an_unwritable_output_is_one_message(predict, folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"lines.jsonl: cannot be written"):
