@@ -3,7 +3,8 @@
 What is added to it: a non-finite loss or gradient stops the run before the optimizer steps and
 names the samples; a checkpoint appears whole or not at all and holds only trainable weights
 (safetensors), optimizer and scheduler state, and random generators as tensors and JSON, so nothing
-is unpickled on resume; the newest whole checkpoint is taken and training goes on bit for bit; a
+is unpickled on resume; the newest whole checkpoint is taken and training goes on bit for bit, its
+curve too (but for the last row, times and mean loss of the last start); a
 validation function given by the experiment runs at every evaluation and keeps the best weights;
 `metrics.jsonl` holds the curve. The model's `forward` returns `{"loss": ...}` and takes
 `num_items_in_batch`; batches may carry `sample_ids` and `skipped` (messages of bad samples). All
@@ -385,11 +386,24 @@ class VlmTrainer(Trainer):
         )
 
     def _save_rng_state(self, output_dir: str) -> None:
+        """Each process's generators, and its losses since the curve's last row."""
         save_random_state(Path(output_dir), self.args.process_index)
+        unlogged = {"sum": self._tr_loss.item(), "since": self._globalstep_last_logged}
+        write_json(self._unlogged_file(output_dir), unlogged)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            load_random_state(Path(checkpoint), self.args.process_index)
+        if checkpoint is None:
+            return
+        load_random_state(Path(checkpoint), self.args.process_index)
+        path = self._unlogged_file(checkpoint)
+        if path.is_file():  # else of a time before this: the next row is the mean since here
+            unlogged = read_json(path)
+            self._tr_loss += unlogged["sum"]
+            self._globalstep_last_logged = unlogged["since"]
+            self._total_loss_scalar -= unlogged["sum"]  # train_loss is the mean of this start alone
+
+    def _unlogged_file(self, checkpoint: str) -> Path:
+        return Path(checkpoint) / f"loss_{self.args.process_index}.json"
 
 
 def check_gradients(model: nn.Module, where: str) -> None:

@@ -26,7 +26,7 @@ from shared.checkpoints import (
     seal_checkpoint,
     trainable_state,
 )
-from shared.options import REPO_ROOT, UserError
+from shared.options import REPO_ROOT, UserError, read_json
 from shared.training import CURVE_FILE, NonFiniteError, VlmTrainer, plot_curve, read_curve
 
 
@@ -167,6 +167,19 @@ def test_resume_equals_uninterrupted(tmp_path, accumulation):
         assert torch.equal(value, weights(again)[name]), name
     assert curve(tmp_path / "whole") == curve(tmp_path / "broken")
     assert {r["step"] for r in curve(tmp_path / "broken")} == {1, 2, 3, 4, 5, 6}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_mean_loss_over_a_stop_is_that_of_all_its_steps(tmp_path, accumulation):
+    """Logged each third step, continued from step 4: the row of step 6 holds steps 4 to 6."""
+    flags = {"logging_steps": 3, "gradient_accumulation_steps": accumulation}
+    whole = trainer_in(tmp_path / "whole", **flags)
+    whole.train_or_continue()
+    again = stopped_and_continued(tmp_path / "broken", 5, **flags)
+    assert read_json(tmp_path / "broken" / "checkpoint-4" / "loss_0.json")["since"] == 3
+    again.train_or_continue()
+    assert [r["step"] for r in curve(tmp_path / "whole") if "loss" in r] == [3, 6]
+    assert curve(tmp_path / "whole") == curve(tmp_path / "broken")
 
 
 def stopped_and_continued(folder: Path, stop: int, **settings) -> VlmTrainer:
