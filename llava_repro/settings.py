@@ -69,22 +69,34 @@ def from_root(path: str | None) -> str | None:
     return str(at_root) if at_root.exists() else path
 
 
-def toy_defaults(stage: str) -> dict[str, Any]:
-    """The toy's parts, data and settings of a stage."""
+def toy_defaults(stage: str, whole_model: bool = False) -> dict[str, Any]:
+    """The toy's parts, data and settings of a stage.
+
+    With a `whole_model` of the user's only data and settings: it has towers and projector, and its
+    run is another one than the toy's own.
+    """
     from llava_repro.toy_recipe import TRAINING, VISION_FEATURE_LAYER
 
-    return {
+    parts = {
         "vision_tower": str(TOY_CLIP),
         "language_model": str(TOY_QWEN2),
         "vision_feature_layer": VISION_FEATURE_LAYER,
-        "data": str(TOY_DATA / f"{stage}.jsonl"),
-        "output_dir": str(RUNS / f"toy_{stage}"),
-        "template": "plain" if stage == "pretrain" else None,
         "projector": None if stage == "pretrain" else str(RUNS / "toy_pretrain"),
+        "output_dir": str(RUNS / f"toy_{stage}"),
+    }
+    return {
+        **({} if whole_model else parts),
+        "data": str(TOY_DATA / f"{stage}.jsonl"),
+        "template": "plain" if stage == "pretrain" else None,
         "save_model": True,
         "dataloader_num_workers": 1,  # batches are made on the second core
         **TRAINING[stage],
     }
+
+
+def is_given(argv: list[str], name: str) -> bool:
+    """Whether a flag with a value is on the command line."""
+    return any(token == f"--{name}" or token.startswith(f"--{name}=") for token in argv)
 
 
 def stage_of(argv: list[str]) -> str:

@@ -31,6 +31,7 @@ from llava_repro.settings import (
     RUNS,
     TRAINING_DEFAULTS,
     TrainOptions,
+    is_given,
     prepare_toy,
     stage_of,
     toy_defaults,
@@ -251,7 +252,9 @@ def parse(argv: list[str] | None = None) -> tuple[TrainOptions, TrainingArgument
         description=__doc__.split("\n")[0],
         argv=argv,
         training_defaults=TRAINING_DEFAULTS,
-        toy_defaults=toy_defaults(stage_of(argv)) if flag_is_set(argv, "toy") else None,
+        toy_defaults=toy_defaults(stage_of(argv), is_given(argv, "model"))
+        if flag_is_set(argv, "toy")
+        else None,
         prepare_toy=prepare_toy,
     )
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llava_repro import assembling, trainable
+from llava_repro import assembling, settings, train, trainable
 from llava_repro.model import Llava
 from llava_repro.planning import read_config
 from llava_repro.results import check_projector, load_lora, read_projector
@@ -526,6 +526,18 @@ def test_sharding_without_gpus_is_refused(parts, shared_conversations, tmp_path,
     monkeypatch.setenv("FSDP_VERSION", "2")
     argv = flags(parts, shared_conversations, tmp_path / "run")
     assert "FSDP2: accelerate shards on GPUs only" in refused(argv, monkeypatch)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_the_toy_trains_a_whole_model_on_without_its_own_parts(stage, monkeypatch):
+    monkeypatch.setattr(train, "prepare_toy", lambda: None)
+    options, training = train.parse(["--toy", "--stage", stage, f"--model={settings.TOY_LLAVA}"])
+    assert (options.vision_tower, options.language_model, options.projector) == (None, None, None)
+    assert options.data.endswith(f"{stage}.jsonl")
+    assert training.output_dir in ("", None)  # run_name's, not the folder of the toy's own run
+    options, training = train.parse(["--toy", "--stage", stage])
+    assert options.vision_tower.endswith("clip")
+    assert training.output_dir.endswith(f"toy_{stage}")
 
 
 def test_no_model_and_no_data_are_named(monkeypatch, parts, tmp_path):
