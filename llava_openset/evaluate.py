@@ -131,10 +131,11 @@ def ask(options: EvaluateOptions, split: Split, samples: Sequence[Sample], folde
 def score(
     options: EvaluateOptions, split: Split, samples: Sequence[Sample], folder: Path
 ) -> tuple[list[Row], dict[str, Any]]:
-    """`scored.jsonl` and `metrics.json` of all protocols that the run has records of."""
+    """`scored.jsonl` and `metrics.json` of all protocols that the run has every record of."""
     rows: list[Row] = []
     protocols: dict[str, Any] = {}
-    for key, own in queries_there(options, samples, folder).items():
+    whole, notes = queries_there(options, samples, folder)
+    for key, own in whole.items():
         records = read_records(records_file(folder, own[0].protocol))
         scored, protocols[key] = score_protocol(
             own, records, split.classes.known,
@@ -148,6 +149,7 @@ def score(
         "pictures": options.pictures,
         "synthetic": read_json(folder / "config.json")["synthetic"],
         "caveats": list(split.caveats),
+        "notes": notes,
         "split": {
             "folder": portable_path(split.folder),
             "data_hash": split.data_hash,

@@ -72,7 +72,13 @@ def load_samples(options: EvaluateOptions) -> tuple[Split, list[Sample]]:
     samples = split.part("test") if options.part == "test" else list(split.samples)
     if not any(sample.part == "test" for sample in samples):
         raise UserError(f"{options.split}: no sample in its test part; make the split again")
-    return split, limited(samples, options.limit, options.seed)
+    chosen = limited(samples, options.limit, options.seed)
+    if not any(sample.part == "test" for sample in chosen):
+        raise UserError(
+            f"--limit {options.limit} takes validation samples only here, and figures are of test "
+            "samples: give --limit 3 or more (0 for all)"
+        )
+    return split, chosen
 
 
 def limited(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
@@ -199,26 +205,49 @@ def records_file(folder: Path, protocol: str) -> Path:
 
 def queries_there(
     options: EvaluateOptions, samples: Sequence[Sample], folder: Path
-) -> dict[str, list[Query]]:
-    """Protocol key -> its queries, of everything that the folder has records of."""
+) -> tuple[dict[str, list[Query]], list[str]]:
+    """Protocol key -> its queries, of what the folder has all records of; and a note on each that
+    was stopped: what it has not answered yet is not wrong. Raises UserError where nothing is whole.
+    """
     found: dict[str, list[Query]] = {}
+    notes: list[str] = []
     for protocol in PROTOCOLS:
         file = records_file(folder, protocol)
         if not file.is_file():
             continue
+        records = read_records(file)
         variants: list[str] = []
         if protocol == "freetext":
-            there = {record.get("variant") for record in read_records(file).values()}
+            there = {record.get("variant") for record in records.values()}
             asked_now = "freetext" in options.protocol and not options.score_only
             wanted = options.freetext_variants if asked_now else ()
             variants = [variant for variant in VARIANTS if variant in there or variant in wanted]
+        planned: dict[str, list[Query]] = {}
         for query in queries(protocol, samples, variants):
-            found.setdefault(query.protocol_key, []).append(query)
+            planned.setdefault(query.protocol_key, []).append(query)
+        for key, own in planned.items():
+            n_there = sum(query.key in records for query in own)
+            if n_there == len(own):
+                found[key] = own
+            else:
+                notes.append(unfinished(own[0], n_there, len(own)))
     if not found:
         raise UserError(
-            f"{folder}: no records of any protocol; run evaluate.py without --score_only"
+            f"{folder}: no protocol is answered; run evaluate.py without --score_only"
+            + "".join(f"\n  {note}" for note in notes)
         )
-    return found
+    return found, notes
+
+
+def unfinished(query: Query, n_there: int, n_all: int) -> str:
+    """Why a protocol is not scored, and how to go on."""
+    flags = f"--protocol {query.protocol}"
+    if query.protocol == "freetext":
+        flags += f" --freetext_variants {query.variant}"
+    return (
+        f"left out, not finished: {query.protocol_key}: {n_there} of {n_all} answered; "
+        f"the same command with {flags} goes on"
+    )
 
 
 def picture_opener(jobs: Sequence[Job], options: EvaluateOptions) -> Callable[[Question], Image]:

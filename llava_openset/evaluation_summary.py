@@ -93,8 +93,8 @@ def print_summary(
         print("SYNTHETIC toy data or model: these figures say nothing about the real one")
     if metrics["pictures"] == "shuffled":
         print("CONTROL: each prompt was asked about another sample's picture")
-    for caveat in metrics["caveats"]:
-        print(f"note: {caveat}")
+    for note in (*metrics["notes"], *metrics["caveats"]):
+        print(f"note: {note}")
     print(f"records and metrics: {portable_path(folder)}")
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from llava_openset import evaluation_setup, scoring
 from llava_openset.evaluate import main
 from llava_openset.prompts import VARIANTS
-from llava_openset.samples import Sample
+from llava_openset.samples import Sample, read_split
 from llava_openset.settings import EvaluateOptions, toy_defaults
 from shared.options import UserError, parse_options
 from shared.vision_language import VisionLanguage
@@ -218,6 +218,36 @@ def test_a_run_grows_by_protocols(evaluate: Callable[..., Path], tmp_path: Path)
     assert list(read(run / "metrics.json")["protocols"]) == ["freetext-open", "likelihood"]
 
 
+def test_a_stopped_protocol_is_left_out_of_the_figures_and_said(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a stopped run has not answered yet is not wrong; other protocols are scored."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for protocol, n in (("likelihood", 7), ("freetext", 4 * N_ALL - 1)):
+        file = run / f"predictions_{protocol}.jsonl"
+        kept = file.read_text(encoding="utf-8").splitlines(keepends=True)[:n]
+        file.write_text("".join(kept), encoding="utf-8")
+    cut = lines(whole / "predictions_freetext.jsonl")[-1]["variant"]
+    again = ["--score_only", "--report", "none", "--output_dir", str(run)]
+    main(parse_options(EvaluateOptions, description="", argv=again))
+    metrics = read(run / "metrics.json")
+    stopped = ("likelihood", f"freetext-{cut}")
+    assert list(metrics["protocols"]) == [key for key in KEYS if key not in stopped]
+    assert {row["protocol"] for row in lines(run / "scored.jsonl")} == set(metrics["protocols"])
+    freetext, likelihood = metrics["notes"]
+    assert f"likelihood: 7 of {N_ALL} answered" in likelihood
+    assert "the same command with --protocol likelihood goes on" in likelihood
+    assert f"freetext-{cut}: {N_ALL - 1} of {N_ALL} answered" in freetext
+    assert f"--protocol freetext --freetext_variants {cut} goes on" in freetext
+    printed = capsys.readouterr().out
+    assert f"note: {likelihood}" in printed
+    for name in ("course", "freetext", "two_query"):
+        (run / f"predictions_{name}.jsonl").unlink()
+    with pytest.raises(UserError, match=f"likelihood: 7 of {N_ALL} answered"):
+        main(parse_options(EvaluateOptions, description="", argv=again))
+
+
 def test_other_questions_are_refused_in_its_folder(
     evaluate: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -312,6 +342,24 @@ def test_a_limit_takes_from_both_parts_and_kinds(limit: int) -> None:
     assert taken == evaluation_setup.limited(samples, limit, 0)
     assert taken != evaluation_setup.limited(samples, limit, 1)
     assert evaluation_setup.limited(samples, 0, 0) == samples
+
+
+def test_a_limit_without_test_samples_is_told_before_the_model_is_loaded(
+    evaluate: Callable[..., Path],
+    split: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shared.vision_language.load_vision_language", None)
+
+    def parts(limit: int, seed: int) -> set[str]:
+        taken = evaluation_setup.limited(read_split(split).samples, limit, seed)
+        return {sample.part for sample in taken}
+
+    unlucky = next(seed for seed in range(20) if parts(1, seed) == {"validation"})
+    with pytest.raises(UserError, match="--limit 3 or more"):
+        evaluate(tmp_path / "run", "--limit", "1", "--seed", str(unlucky))
+    assert all("test" in parts(3, seed) for seed in range(20))  # as the message says
 
 
 def test_a_broken_picture_is_counted_and_named(
