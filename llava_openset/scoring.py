@@ -7,7 +7,8 @@ of classes and the confusion matrix follow the protocol's own decision: of free 
 itself, of class likelihoods `max_softmax` at its threshold.
 
 An error counts as wrong: a known sample below all others and not predicted, an unknown one above
-all others and accepted. Errors choose no threshold.
+all others and accepted. Errors choose no threshold. ECE and Brier score are of the known samples
+whose answer names a class: a confidence of 0 in no class is right, and would reward silence.
 
     python llava_openset/evaluate.py --score_only --output_dir outputs/llava_openset/RUN
 """
@@ -37,6 +38,7 @@ from llava_openset.samples import PRIVATE
 from shared.significance import Interval, cluster_bootstrap, score_interval, wilson_interval
 
 UNKNOWN = "unknown"
+CALIBRATION = ("ece", "brier")
 MATCHES = ("class", "unknown", "abstain", "ambiguous", "error")
 BY_ANSWER = Threshold(1.0, "the answer itself")
 INTERVALS = (
@@ -226,14 +228,22 @@ def figures_of(
     names: Sequence[str] = METRICS,
 ) -> dict[str, dict[str, Any]]:
     """Every named figure with its interval, or null with its reason."""
+    calibration = [name for name in names if name in CALIBRATION]
+    if calibration and score in PROBABILITIES:
+        others = [name for name in names if name not in CALIBRATION]
+        found = figures_of(rows, classes, score, threshold, others)
+        found |= calibration_of(rows, classes, score, calibration)
+        return {name: found[name] for name in names}
     scores, labels, predictions = columns(rows, classes, score)
-    n_unknown_classes = len({row["label"] for row in rows if not row["known"]})
+    # a known class that was left out of one query is no unknown class
+    n_unknown_classes = len(
+        {row["label"] for row in rows if not row["known"] and row["query"] != LEFT_OUT}
+    )
     values = open_set_metrics(
         scores, labels, predictions, threshold, len(classes), n_unknown_classes
     )
     reasons = dict(values["notes"])
-    if score not in PROBABILITIES:
-        reasons |= dict.fromkeys(("ece", "brier"), f"{score} is no probability of being right")
+    reasons |= dict.fromkeys(calibration, f"{score} is no probability of being right")
     bounds: dict[str, Interval] = {}
     with_interval = [n for n in names if n != "openness" and n not in reasons]
     if rows and with_interval:
@@ -252,6 +262,31 @@ def figures_of(
             figures[name] = {"value": round(values[name], DECIMALS), "low": None, "high": None,
                              "n": len(rows), "n_pictures": None,
                              "note": "follows from the numbers of classes"}  # fmt: skip
+    return figures
+
+
+def calibration_of(
+    rows: Sequence[Row], classes: Sequence[str], score: str, names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """ECE and Brier score over the known samples that have an answer which names a class."""
+    known = [row for row in rows if row["known"]]
+    named = [row for row in known if row["prediction"] in classes]
+    if not named:
+        reason = "no known sample whose answer names a class" if known else "no known sample"
+        return {
+            name: {"value": None, "low": None, "high": None, "n": 0, "n_pictures": None,
+                   "reason": reason}
+            for name in names
+        }  # fmt: skip
+    bounds = bootstrap_intervals(
+        *columns(named, classes, score), None, len(classes), names,
+        clusters=[str(row["image_id"]) for row in named],
+    )  # fmt: skip
+    figures = {name: entry(bounds[name]) for name in names}
+    if len(named) < len(known):
+        part = f"of the {len(named)} of {len(known)} known samples whose answer names a class"
+        for figure in figures.values():
+            figure["note"] = "; ".join(filter(None, [part, figure.get("note")]))
     return figures
 
 

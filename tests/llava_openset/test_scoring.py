@@ -233,6 +233,45 @@ def test_tables_of_classes_and_confusions_count_decisions() -> None:
     ]
 
 
+def test_calibration_is_of_answers_that_name_a_class() -> None:
+    """Silence and errors have confidence 0 in nothing: not right, so not well calibrated."""
+    asked = [
+        (sample("1", "dog"), free("a dog", 0.8)),
+        (sample("2", "dog"), free("a cat", 0.7)),
+        (sample("3", "cat"), free("I don't know", 0.9)),
+        (sample("4", "bus"), ERROR),
+        (sample("5", "horse"), free("a dog", 0.9)),
+    ]
+    figures = score(asked, "freetext", "open")[1]["scores"]["mean_probability"]["figures"]
+    assert figures["brier"]["value"] == pytest.approx((0.2**2 + 0.7**2) / 2)
+    assert figures["ece"]["value"] == pytest.approx((0.2 + 0.7) / 2)
+    for name in ("ece", "brier"):
+        assert figures[name]["n"] == 2
+        assert "of the 2 of 4 known samples whose answer names a class" in figures[name]["note"]
+    assert figures["aurc"]["n"] == 4  # what ranks has all of them
+
+
+@pytest.mark.parametrize("record", [free("no idea"), ERROR])
+def test_who_says_nothing_has_no_calibration(record: Any) -> None:
+    asked = [(s, record) for s, _ in LIKELIHOOD]
+    figures = score(asked, "freetext", "open")[1]["scores"]["mean_probability"]["figures"]
+    for name in ("ece", "brier"):
+        assert figures[name]["value"] is None
+        assert figures[name]["reason"] == "no known sample whose answer names a class"
+
+
+def test_of_choices_errors_alone_leave_the_calibration() -> None:
+    whole = score(LIKELIHOOD)[1]["scores"]["max_softmax"]["figures"]
+    assert (whole["brier"]["n"], whole["brier"]["value"]) == (
+        4, pytest.approx((0.1**2 + 0.8**2 + 0.3**2 + 0.5**2) / 4, abs=1e-6),
+    )  # fmt: skip
+    broken = [(s, ERROR if s.sample_id == "2" else r) for s, r in LIKELIHOOD]
+    figure = score(broken)[1]["scores"]["max_softmax"]["figures"]["brier"]
+    assert (figure["n"], figure["value"]) == (
+        3, pytest.approx((0.1**2 + 0.3**2 + 0.5**2) / 3, abs=1e-6),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("failed", [ERROR, None])
 def test_errors_and_missing_records_are_wrong_on_both_sides(failed: Any) -> None:
     """A known sample that failed is rejected, an unknown one accepted, whatever the threshold."""
@@ -299,6 +338,9 @@ def test_two_queries_are_told_apart_and_paired() -> None:
     assert [(row["class"], row["known"]) for row in left_out] == [("cat", False), ("dog", False)]
     assert {row["query"] for row in rows} == {"full", "left_out"}
     assert metrics["counts"]["expected"] == 8
+    # one unknown class in the test part; dog and cat stay known where they were left out
+    openness = metrics["scores"]["max_softmax"]["figures"]["openness"]["value"]
+    assert openness == pytest.approx(1 - math.sqrt(6 / 7), abs=1e-6)
 
 
 def test_millers_rows_hold_correct_known_samples_only() -> None:
