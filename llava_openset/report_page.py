@@ -18,6 +18,7 @@ from typing import Any
 
 from llava_openset import report_sections as parts
 from llava_openset.paired import families_within
+from llava_openset.report_answers import answers, two_query
 from llava_openset.report_cases import cases
 from llava_openset.report_charts import run_charts
 from llava_openset.report_texts import TEXTS
@@ -67,9 +68,9 @@ def make_report(
         Section("protocols", words["protocols"], parts.protocols(run, drawn, tests, words)),
         Section("curves", words["curves"], parts.curves(run, drawn, words)),
         Section("classes", words["classes"], parts.classes(run, drawn, words)),
-        Section("two-query", words["two_query"], parts.two_query(run, words)),
+        Section("two-query", words["two_query"], two_query(run, words)),
         Section("course", words["course"], parts.course(run, words)),
-        Section("answers", words["answers"], parts.answers(run, words)),
+        Section("answers", words["answers"], answers(run, words)),
         Section("cases", words["cases"], cases(run, words)),
         Section("missing", words["missing"], parts.missing(run, words)),
         Section("take-away", words["take_away"], parts.copy_boxes(run, words)),

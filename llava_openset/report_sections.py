@@ -12,6 +12,7 @@ from typing import Any
 from llava_openset.report_cases import no_threshold
 from llava_openset.report_texts import in_words
 from llava_openset.run_reading import DECISIONS, LEFT_OUT, RANKING, OpenSetRun
+from llava_openset.split_writing import TRAINING_CAVEAT
 from shared.comparison_sections import flat
 from shared.report import (
     Block,
@@ -46,8 +47,6 @@ COURSE = {
     "accuracy_among_those": (181, 204),
     "unknown_predicted_as_unknown": (26, 30),
 }
-MATCHES = ("class", "unknown", "abstain", "ambiguous", "error")
-COUNTS = ("expected", "answered", "errors", "missing", "empty", "cut")
 
 
 def rate(entry: Entry) -> str:
@@ -93,7 +92,7 @@ def about(run: OpenSetRun, rules: Mapping[str, Any] | None, words: Words) -> lis
     caveats = run.metrics["caveats"]
     paragraphs = [in_words(line, words) for line in caveats]
     if not run.metrics["synthetic"]["data"] and not any("COCO" in line for line in caveats):
-        paragraphs.insert(0, words["caveat_training"])
+        paragraphs.insert(0, in_words(TRAINING_CAVEAT, words))
     paragraphs += [in_words(line, words) for line in run.metrics.get("notes", [])]
     paragraphs.append(words["threshold_rule"].format(
         criterion=run.metrics["scoring"].get("threshold_criterion") or "–"))  # fmt: skip
@@ -143,6 +142,7 @@ def protocols(
     said = [words["protocols_what"]]
     if "two_query" in run.protocols and len(run.protocols) > 1:
         said.append(words["two_query_apart"])
+    said += at_chance(run, words)
     blocks: list[Block] = [Text(said), decision_table(run, words)]
     if "decisions" in drawn:
         blocks.append(Charts([drawn["decisions"]]))
@@ -153,6 +153,25 @@ def protocols(
     ]
     blocks += [test_table(family, rows, words) for family, rows in tests.items()]
     return blocks
+
+
+def at_chance(run: OpenSetRun, words: Words) -> list[str]:
+    """Of each protocol that names the known no better than a guess, that rejecting them is no
+    merit. Under shuffled pictures that is what a control should show."""
+    n = len(run.known_classes)
+    if run.metrics.get("pictures") == "shuffled":
+        return []
+    named = {
+        key: figures(described, described["headline"])["closed_set_accuracy"]["value"]
+        for key, described in run.protocols.items()
+    }
+    return [
+        words["at_chance"].format(
+            protocol=key, named=f"{100 * value:.1f}", n=n, chance=f"{100 / n:.1f}"
+        )
+        for key, value in named.items()
+        if value is not None and value <= 1 / n
+    ]
 
 
 def decision_table(run: OpenSetRun, words: Words) -> Table:
@@ -359,60 +378,6 @@ def course(run: OpenSetRun, words: Words) -> list[Block]:
 
 def with_n(entry: Entry) -> str:
     return f"{rate(entry)} (n {entry['n']})"
-
-
-def answers(run: OpenSetRun, words: Words) -> list[Block]:
-    """What the answers named, by kind of picture, and how many are none."""
-    rows = []
-    for key, described in run.protocols.items():
-        for side in ("known", "unknown"):
-            counts = described["matches"][side]
-            rows.append(Row([f"{key}: {words[side]}", *(str(counts.get(m, 0)) for m in MATCHES)]))
-    matches = Table(
-        header=[words["protocol"], *(words[f"match_{m}"] for m in MATCHES)], rows=rows,
-        title=words["matches"], note=words["matches_note"],
-    )  # fmt: skip
-    body = [
-        Row([key, *(str(described["counts"].get(name, 0)) for name in COUNTS),
-             str(described.get("wrong_but_present", "–"))])
-        for key, described in run.protocols.items()
-    ]  # fmt: skip
-    complete = Table(
-        header=[words["protocol"], *(words[f"count_{name}"] for name in COUNTS),
-                words["wrong_but_present"]],
-        rows=body, title=words["completeness"], note=words["completeness_note"],
-    )  # fmt: skip
-    return [matches, complete]
-
-
-def two_query(run: OpenSetRun, words: Words) -> list[Block]:
-    """Each picture asked with the full list and without its own class (Miller et al. 2024)."""
-    described = run.protocols.get("two_query")
-    if described is None:
-        return [Text([words["two_query_not_run"]])]
-    names = ("auroc", "aupr_known", "fpr95_known_positive")
-    rows = [
-        Row([words.get(f"query_{query}", query), f"{part['n_known']} / {part['n_unknown']}", score,
-             *(shown(name, entries[name]) for name in names)], part["n_known"] + part["n_unknown"])
-        for query, part in described["queries"].items()
-        for score, entries in part["scores"].items()
-    ]  # fmt: skip
-    queries = Table(
-        header=[words["unknown_are"], words["n_both"], words["score"], *(words[n] for n in names)],
-        rows=rows, title=words["queries"], note=words["queries_note"], text_columns=(0, 2),
-    )  # fmt: skip
-    pairs = described["pairs"]
-    body = [
-        Row([score, rate(share), ranked(pairs["mean_drop"][score]), str(share["n"])], share["n"])
-        for score, share in pairs["higher_with_full_list"].items()
-    ]
-    drops = Table(
-        header=[words[key] for key in ("score", "higher_full", "mean_drop", "n")], rows=body,
-        title=words["query_pairs"],
-        note=words["query_pairs_note"].format(n=pairs["n"],
-                                              accuracy=rate(pairs["closed_set_accuracy"])),
-    )  # fmt: skip
-    return [Text([words["two_query_what"]]), queries, drops]
 
 
 def missing(run: OpenSetRun, words: Words) -> list[Block]:

@@ -56,8 +56,6 @@ ENGLISH: dict[str, str] = {
     "two_query_apart": "two_query also counts known pictures asked without their own class as "
     "unknown: its areas and curves are of other samples than the rest.",
     "about": "Before reading",
-    "caveat_training": "LLaVA, BLIP-2 and Qwen-VL have seen COCO's pictures in training. Unknown "
-    "means: not on the list given, never: not seen before.",
     "threshold_rule": "Where a threshold decides, it was chosen on the validation part alone "
     "(criterion: {criterion}) and recorded; the test part never moves it.",
     "own_pictures_there": "{n} of the unknown test pictures are the user's own.",
@@ -85,6 +83,9 @@ ENGLISH: dict[str, str] = {
     "again with its own class taken out, which then counts as unknown.",
     "protocol": "Protocol",
     "n_both": "n known / unknown",
+    "at_chance": "{protocol} names {named} % of the known samples rightly, no more than guessing "
+    "among {n} classes does ({chance} %): the model does not follow this prompt or cannot tell the "
+    "classes apart, and the protocol's rejection rate says nothing.",
     "decisions": "What is decided",
     "decisions_note": "Free answers decide by what they name; likelihood and two_query by the "
     "threshold of the validation part. Percent with 95 % intervals. Closed-set accuracy is before "
@@ -94,8 +95,8 @@ ENGLISH: dict[str, str] = {
     "ranking_every": "The same of every score",
     "ranking_note": "No threshold is needed here. AUROC: ties half; chance is 0.5. OSCR also asks "
     "for the right class. FPR in percent; FPR, AURC (risk over coverage, known samples), ECE and "
-    "Brier: lower is better. 95 % intervals by bootstrap over samples, or over pictures where "
-    "samples share one.",
+    "Brier (known samples whose answer names a class): lower is better. 95 % intervals by "
+    "bootstrap over samples, or over pictures where samples share one.",
     "score": "Score",
     "thresholds": "Thresholds",
     "threshold": "Threshold",
@@ -177,8 +178,8 @@ ENGLISH: dict[str, str] = {
     "class_few": "{n} of {total} classes have fewer than {few} samples: their shares are to be "
     "read by their intervals, not one against the other.",
     "two_query": "Asked twice",
-    "two_query_not_run": "Protocol two_query did not run: evaluate.py --protocol two_query adds "
-    "it to this run.",
+    "two_query_not_run": "Protocol two_query did not run, or not to its end: evaluate.py "
+    "--protocol two_query adds it to this run.",
     "two_query_what": "Each known picture is asked with the full class list and again with its "
     "own class taken out; then no answer is right, and the score should fall (D. Miller et al., "
     "ECCV 2024).",
@@ -192,7 +193,8 @@ ENGLISH: dict[str, str] = {
     "higher_full": "Higher with the full list, %",
     "mean_drop": "Mean drop",
     "query_pairs_note": "{n} pictures; closed-set accuracy with the full list {accuracy} %. Ties "
-    "count half.",
+    "count half. Energy sums over the classes, and the shortened list has one summand less: part "
+    "of its fall is arithmetic, so read max_softmax or margin here.",
     "course": "The course's four figures",
     "course_table": "Published, and by each protocol here",
     "figure": "Figure",
@@ -206,8 +208,8 @@ ENGLISH: dict[str, str] = {
     "percentages and numbers of pictures. What the course calls closed-set accuracy counts "
     "rejected known pictures as wrong; here that is “known named rightly”, and closed-set "
     "accuracy is before rejection.",
-    "course_not_run": "Protocol course did not run: evaluate.py --protocol course adds it to this "
-    "run.",
+    "course_not_run": "Protocol course did not run, or not to its end: evaluate.py "
+    "--protocol course adds it to this run.",
     "course_why": "Published and own figures stand side by side and differ in kind:",
     "course_synthetic": "• Here: drawn shapes and a toy model. Nothing of the left column is "
     "reproduced by that; it shows that the figures are computed.",
@@ -230,7 +232,8 @@ ENGLISH: dict[str, str] = {
     "match_ambiguous": "two listed classes",
     "match_error": "error",
     "matches_note": "Test part. Something else and nothing both count as unknown; an ambiguous "
-    "answer counts as the class it names first. Choice protocols always name a class.",
+    "answer counts as the class it names first. Choice protocols always name a class. "
+    "A dash stands where the protocol has no such answer.",
     "completeness": "Completeness",
     "count_expected": "Expected",
     "count_answered": "Answered",
@@ -264,7 +267,7 @@ ENGLISH: dict[str, str] = {
     "reason": "Reason",
     "where": "Where",
     "missing_note": "Figures without a value, and figures whose interval is none or another than "
-    "the rest.",
+    "the rest, or that are of fewer samples.",
     "take_away": "To copy",
     "copy_markdown": "Markdown",
     "copy_csv": "CSV",

@@ -48,8 +48,6 @@ CHINESE: dict[str, str] = {
     "two_query_apart": "two_query 还把去掉自己类别的已知图片算作未知：它的面积和曲线所用的样本与其"
     "他协议不同。",
     "about": "阅读前须知",
-    "caveat_training": "LLaVA、BLIP-2 和 Qwen-VL 训练时见过 COCO 的图片。“未知”指不在所给类别表"
-    "中，而不是从未见过。",
     "threshold_rule": "需要阈值时，只在验证部分上选取（准则：{criterion}）并记录；测试部分不参与。",
     "own_pictures_there": "未知测试图片中有 {n} 张是用户自己的。",
     "openness_is": "测试部分的开放度为 {value}（Scheirer 等，2013）：没有未知类别时为 0，未知类别"
@@ -73,6 +71,8 @@ CHINESE: dict[str, str] = {
     "每个类别名打分。two_query：先用完整的类别表提问，再去掉图片自己的类别提问，后者算作未知。",
     "protocol": "协议",
     "n_both": "n 已知 / 未知",
+    "at_chance": "{protocol} 只把 {named} % 的已知样本说对，不比在 {n} 个类别中乱猜（{chance} %）"
+    "好：模型没有按这个提示回答，或分不清这些类别，该协议的拒绝率说明不了什么。",
     "decisions": "判定结果",
     "decisions_note": "自由回答按其所说的类别判定；likelihood 和 two_query 按验证部分的阈值判定。"
     "百分比及 95 % 区间。闭集准确率为拒绝之前的；归一化准确率是“已知判对类别”与“未知被拒绝”的平"
@@ -80,7 +80,8 @@ CHINESE: dict[str, str] = {
     "ranking": "得分把已知排在未知之前的能力",
     "ranking_every": "所有得分的同样指标",
     "ranking_note": "这里不需要阈值。AUROC：并列各算一半，随机为 0.5。OSCR 还要求类别正确。FPR 为"
-    "百分比；FPR、AURC（已知样本的风险—覆盖率）、ECE 和 Brier 越低越好。95 % 区间按样本自助抽样，"
+    "百分比；FPR、AURC（已知样本的风险—覆盖率）、ECE 和 Brier（回答说出了类别的已知样本）越低"
+    "越好。95 % 区间按样本自助抽样，"
     "几个样本来自同一图片时按图片。",
     "score": "得分",
     "thresholds": "阈值",
@@ -154,8 +155,8 @@ CHINESE: dict[str, str] = {
     "class_note": "正确：判对类别，未知则为被拒绝；95 % Wilson 区间。底色标出从未判对的类别。",
     "class_few": "{total} 个类别中有 {n} 个少于 {few} 个样本：请看区间，不要直接互相比较。",
     "two_query": "两次提问",
-    "two_query_not_run": "没有运行 two_query 协议：evaluate.py --protocol two_query 可加入本次运"
-    "行。",
+    "two_query_not_run": "没有运行（或没有运行完）two_query 协议：evaluate.py --protocol two_query "
+    "可加入本次运行。",
     "two_query_what": "每张已知图片先用完整类别表提问，再去掉它自己的类别提问；后者没有正确答案，"
     "得分应当下降（D. Miller 等，ECCV 2024）。",
     "unknown_are": "未知是指",
@@ -167,7 +168,9 @@ CHINESE: dict[str, str] = {
     "query_pairs": "同一图片，有和没有自己的类别",
     "higher_full": "完整类别表时更高，%",
     "mean_drop": "平均下降",
-    "query_pairs_note": "{n} 张图片；用完整类别表时的闭集准确率为 {accuracy} %。并列各算一半。",
+    "query_pairs_note": "{n} 张图片；用完整类别表时的闭集准确率为 {accuracy} %。并列各算一半。"
+    "energy 是对各类别求和，缩短的类别表少一项，所以它的下降有一部分只是算术结果；这里请看 "
+    "max_softmax 或 margin。",
     "course": "课程的四个数字",
     "course_table": "课程公布的，与此处各协议的",
     "figure": "指标",
@@ -179,7 +182,8 @@ CHINESE: dict[str, str] = {
     "course_own_pictures": "其中：自己的图片",
     "course_note": "百分比及 95 % Wilson 区间；课程的区间由其百分比和图片数算出。课程所说的闭集准"
     "确率把被拒绝的已知图片算错，这里相当于“已知判对类别”，而这里的闭集准确率是拒绝之前的。",
-    "course_not_run": "没有运行 course 协议：evaluate.py --protocol course 可加入本次运行。",
+    "course_not_run": "没有运行（或没有运行完）course 协议：evaluate.py --protocol course "
+    "可加入本次运行。",
     "course_why": "公布的数字与此处的数字并列，但性质不同：",
     "course_synthetic": "• 此处是画出来的图形和玩具模型，并不复现左列的任何数字，只说明这些指标能"
     "算出来。",
@@ -199,7 +203,7 @@ CHINESE: dict[str, str] = {
     "match_ambiguous": "两个表中的类别",
     "match_error": "错误",
     "matches_note": "测试部分。“别的东西”和“什么也没说”都算未知；有歧义的回答算作最先说到的类别。"
-    "选择类协议总是给出一个类别。",
+    "选择类协议总是给出一个类别。短横表示该协议不会有这种回答。",
     "completeness": "完整性",
     "count_expected": "应有",
     "count_answered": "已答",
@@ -232,7 +236,7 @@ CHINESE: dict[str, str] = {
     "missing_none": "全部算出，且都有区间。",
     "reason": "原因",
     "where": "位置",
-    "missing_note": "没有值的指标，以及没有区间或区间算法不同的指标。",
+    "missing_note": "没有值的指标，以及没有区间、区间算法不同或样本较少的指标。",
     "take_away": "复制表格",
     "copy_markdown": "Markdown",
     "copy_csv": "CSV",
@@ -265,6 +269,9 @@ REASONS: tuple[tuple[str, str], ...] = (
     (r"no sample", "没有样本"),
     (r"no threshold", "没有阈值"),
     (r"no validation sample", "没有验证样本"),
+    (r"no known sample whose answer names a class", "没有回答说出类别的已知样本"),
+    (r"of the (\d+) of (\d+) known samples whose answer names a class",
+     "{1} 个已知样本中回答说出类别的 {0} 个"),
     (r"no known validation sample", "没有已知的验证样本"),
     (r"no known validation sample was answered", "没有已知的验证样本得到回答"),
     (r"no decision: no threshold was chosen", "没有判定：没有选出阈值"),
@@ -284,6 +291,9 @@ REASONS: tuple[tuple[str, str], ...] = (
     (r"only (\d+) clusters: the interval is too narrow", "只有 {0} 张图片：区间偏窄"),
     (r"(\d) in every resample: Wilson's interval over (\d+) (sample|picture)s",
      "每次重抽样都是 {0}：按 {1} 个{2}的 Wilson 区间"),
+    (r"left out, not finished: ([\w-]+): (\d+) of (\d+) answered",
+     "未完成，不计入：{0} 的 {2} 个提问中已答 {1} 个"),
+    (r"the same command with (--.+) goes on", "用同样的命令加上 {0} 可以继续"),
     (r"no split has this figure", "没有划分有此指标"),
     (r"(\d+) of (\d+) splits don't have this figure", "{1} 个划分中 {0} 个没有此指标"),
     (r"one split: no interval", "只有一个划分：没有区间"),
@@ -296,9 +306,10 @@ REASONS: tuple[tuple[str, str], ...] = (
     (r"Synthetic pictures: the figures say nothing about real models\. The toy models have learned "
      r"these unknown classes: (.*)\.",
      "合成图片：这些数字不代表真实模型。以下未知类别玩具模型学过：{0}。"),
-    (r"LLaVA-1\.5 and BLIP-2 were trained on COCO's pictures: unknown means outside the given "
-     r"list, not never seen\.",
-     "LLaVA-1.5 和 BLIP-2 训练时用过 COCO 的图片：“未知”指不在所给类别表中，不是从未见过。"),
+    (r"LLaVA-1\.5 and BLIP-2 were trained on COCO's pictures, and Qwen-VL is to be taken as having "
+     r"seen them: unknown means outside the given list, not never seen\.",
+     "LLaVA-1.5 和 BLIP-2 训练时用过 COCO 的图片，Qwen-VL 也应当作见过：“未知”指不在所给类别表"
+     "中，不是从未见过。"),
     (r"Validation and test part have the same unknown classes, so a threshold has seen their kind, "
      r"though never their pictures\.",
      "验证和测试部分的未知类别相同，所以阈值见过这些类别，但没有见过测试图片。"),

@@ -50,6 +50,10 @@ from shared.options import (
 )
 
 LISTED_PROBLEMS = 50
+TRAINING_CAVEAT = (
+    "LLaVA-1.5 and BLIP-2 were trained on COCO's pictures, and Qwen-VL is to be taken as having "
+    "seen them: unknown means outside the given list, not never seen."
+)
 META_COLUMNS = (
     "filename", "label", "part", "sample_id", "image_id", "annotation_id", "x", "y", "width",
     "height", "present",
@@ -222,11 +226,10 @@ def caveats(plan: Plan, synthetic: bool) -> list[str]:
             else "The unknown classes are shapes that no toy model has learned."
         )
         if synthetic
-        else "LLaVA-1.5 and BLIP-2 were trained on COCO's pictures: unknown means outside the "
-        "given list, not never seen."
+        else TRAINING_CAVEAT
     )
     said = [first]
-    if plan.rules.validation_per_class:
+    if plan.rules.validation_per_class and plan.unknown:
         said.append(
             "Validation and test part have the same unknown classes, so a threshold has seen "
             "their kind, though never their pictures."

@@ -24,6 +24,7 @@ from llava_openset.report_page import write_report
 from llava_openset.report_sections import COURSE, FEW, ranked, rate
 from llava_openset.report_texts import TEXTS, in_words
 from llava_openset.run_reading import DECISIONS, RANKING, columns, read_run
+from llava_openset.split_writing import TRAINING_CAVEAT
 from shared import charts
 from shared.options import REPO_ROOT, UserError, read_json
 
@@ -124,8 +125,44 @@ def test_real_pictures_come_with_the_caveat_of_the_training_data(
 ) -> None:
     folder = scored_run(split=hand_made_split(synthetic=False), protocols=["likelihood"])
     seen = text_of(write_report(folder))
-    assert "have seen COCO's pictures in training" in seen
+    assert TRAINING_CAVEAT in seen
     assert "SYNTHETIC" not in seen
+
+
+def test_a_protocol_that_was_stopped_is_named_on_the_page(scored_run: ScoredRun) -> None:
+    folder = scored_run(protocols=["likelihood"])
+    note = (
+        "left out, not finished: freetext-open: 3 of 50 answered; "
+        "the same command with --protocol freetext --freetext_variants open goes on"
+    )
+    metrics = read_json(folder / "metrics.json")
+    assert metrics["notes"] == []
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "notes": [note]}))
+    assert note in section_of(write_report(folder), "about")
+    chinese = section_of(write_report(folder, "zh"), "about")
+    assert "freetext-open 的 50 个提问中已答 3 个" in chinese
+    assert "加上 --protocol freetext --freetext_variants open 可以继续" in chinese
+
+
+def test_a_protocol_at_chance_is_said_to_say_nothing(scored_run: ScoredRun) -> None:
+    def change(row: dict[str, Any]) -> None:
+        if "choices" not in row:  # free answers never name a class
+            row.update(answer="no idea", raw_output="no idea")
+
+    folder = scored_run(change=change, protocols=["course", "likelihood", "two_query"])
+    page = write_report(folder)
+    protocols = section_of(page, "protocols")
+    assert "course names 0.0 % of the known samples rightly, no more than guessing among 3" in (
+        protocols
+    )
+    assert re.findall(r"(\w+) names [\d.]+ % of the known samples rightly", protocols) == ["course"]
+    assert "one summand less" in section_of(page, "two-query")
+    answered = {row[0]: row[1:] for row in cells(section_of(page, "answers")) if row}
+    assert answered["course: known"] == ["0", "18", "–", "–", "0"]
+    assert answered["likelihood: known"] == ["18", "–", "–", "–", "0"]
+    metrics = read_json(folder / "metrics.json")
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "pictures": "shuffled"}))
+    assert "no more than guessing" not in section_of(write_report(folder), "protocols")
 
 
 def test_what_did_not_run_is_said_in_its_place(scored_run: ScoredRun) -> None:
@@ -318,6 +355,10 @@ def test_every_rule_and_caveat_has_its_chinese() -> None:
         plan.unknown = ["ring"]  # learned, as nothing says that it was held back
         said += caveats(plan, True)
     assert len(set(said)) > 8
+    plan.rules = Rules(validation_per_class=5)
+    assert any("same unknown classes" in line for line in caveats(plan, False))
+    plan.unknown = []  # nothing that a threshold could have seen
+    assert not any("same unknown classes" in line for line in caveats(plan, False))
     assert [text for text in said if in_words(text, TEXTS["zh"]) == text] == []
 
 
