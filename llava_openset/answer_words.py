@@ -83,6 +83,8 @@ VERBS = words_of(
     topped mounted attached docked perched stacked served
     """
 )
+# Behind "stands" they show that it is the verb, and no place for bicycles or taxis.
+STANDING = words_of("alone still upright in on at by near next against beside behind under outside")
 COLOURS = words_of("white black red green blue yellow brown grey gray purple pink gold silver tan")
 # A Chinese name of one character stands for the thing only between these; 马 in 马路 does not.
 ZH_LEFT = frozenset(

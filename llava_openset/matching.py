@@ -27,6 +27,7 @@ from llava_openset.answer_words import (
     COLOURS,
     FUNCTION,
     FUNCTION_ZH,
+    STANDING,
     VERBS,
     ZH_LEFT,
     ZH_RIGHT,
@@ -112,12 +113,16 @@ def _vocabulary() -> dict[Key, str | None]:
         for term in entry.get("not", []):
             table[key_of(term)] = table[key_of(plural(term))] = None
     animals: dict[Key, str] = {}
-    names: dict[Key, str] = {}
+    names: dict[Key, str | None] = {}
     for name, entry in data["classes"].items():
         for term in entry.get("kinds", []):
             names[key_of(term)] = names[key_of(plural(term))] = name
         for term in entry.get("chinese_kinds", []):
             names[key_of(term)] = name
+        for sense in entry.get("other_senses", []):  # brackets are tokens: kite ( bird )
+            names[(*key_of(name), "(", *key_of(sense))] = (
+                sense if sense in data["classes"] else None
+            )
         if entry.get("heads") == "animal":
             own = [key for key, owner in names.items() if owner == name]
             own += [key for key, owner in _equals().items() if owner == name]
@@ -205,8 +210,12 @@ class Matcher:
             return None
         heads = _heads()[owner]
         for length in (3, 2, 1):
-            if (head := tuple(words[end : end + length])) in heads and len(head) == length:
-                return head
+            head = tuple(words[end : end + length])
+            if head not in heads or len(head) != length:
+                continue
+            if head == ("stands",) and words[end + 1 : end + 2] and words[end + 1] in STANDING:
+                continue  # the verb: "a bicycle stands alone"
+            return head
         return None
 
     def _only_modifies(self, key: Key, tokens: list[Token], at: int) -> bool:

@@ -89,6 +89,7 @@ NOUN_ENDS = (
     )
 )
 BE = words_of("is are was were")
+SEEMING = words_of("look looks looked seem seems seemed appear appears appeared resembles")
 VISIBLE = words_of("visible present shown seen there here depicted found absent")
 
 
@@ -117,6 +118,10 @@ def silenced(tokens: list[Token], mentions: list[Mention]) -> tuple[set[int], se
         # "it looks like a dog, but it is actually a wolf"
         if word in ("but", "however") and {"actually", "really"} & set(words[at : at + 5]):
             silent.update(range(_before(HARD_MARKS, words, at) + 1, at))
+        if word in ("but", "however") and _names_what_it_is(tokens, at):
+            start = _before(HARD_MARKS, words, at) + 1
+            if set(words[start:at]) & SEEMING:
+                silent.update(range(start, at))
         if word in ("absent", "missing") and at and words[at - 1] in BE:
             silent.update(_subject(words, taken, at))
     for first, behind, kind in _cues(tokens, taken):
@@ -133,10 +138,25 @@ def silenced(tokens: list[Token], mentions: list[Mention]) -> tuple[set[int], se
         else:
             if _denies_presence(words, first, behind) or words[first:behind] == ["不", "在"]:
                 silent.update(_subject(words, taken, first))
+            if first and words[first] == "没" and words[first - 1] in ("也", "都"):
+                start = _before(MARKS, words, first) + 1  # 一个人也没有: not even one person
+                if "一" in words[start:first]:
+                    one = words.index("一", start)
+                    silent.update(range(one - (one > 0 and words[one - 1] == "连"), first))
             if first > 1 and words[first - 2] == "there" and words[first - 1] in BE:
                 kind = "noun"  # "there is not a dog on the couch": the couch is there
             silent.update(_scope(tokens, starts, first, behind, kind))
     return silent, blank
+
+
+def _names_what_it_is(tokens: list[Token], but: int) -> bool:
+    """ "looks like a dog but is a fox", "but it is a fox"; not "but it is a bit blurry"."""
+    at = but + 1
+    if at < len(tokens) and tokens[at].text in ("it", "this", "that"):
+        at += 1
+    verb, noun = tokens[at : at + 1], tokens[at + 1 : at + 2]
+    is_thing = bool(noun) and noun[0].article and noun[0].text not in ("bit", "little")
+    return bool(verb) and verb[0].text in BE and is_thing
 
 
 def _next_mark(words: list[str], at: int) -> int:
