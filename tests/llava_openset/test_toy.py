@@ -77,3 +77,6 @@ def test_one_command_goes_from_split_to_report(tmp_path: Path) -> None:
     control = json.loads((tmp_path / "toy_shuffled" / "metrics.json").read_text(encoding="utf-8"))
     assert (figures["pictures"], control["pictures"]) == ("own", "shuffled")
     assert auroc(figures["protocols"])["low"] > auroc(control["protocols"])["high"]
+    crops = json.loads((tmp_path / "toy_crops" / "metrics.json").read_text(encoding="utf-8"))
+    assert crops["split"]["unit"] == "crop"
+    assert crops["protocols"]["likelihood"]["counts"]["answered"] == 360
