@@ -159,7 +159,20 @@ def find_candidates(
                 found[name].append(replace(candidate, part=part_at(place, rules)))
             else:
                 found[name].append(candidate)
+        if rules.unit == "image":
+            _give_validation_its_share(found[name], rules)
     return found, reasons
+
+
+def _give_validation_its_share(candidates: list[Candidate], rules: Rules) -> None:
+    """One picture to the validation part where dealing out in turn gave it none, because the class
+    has fewer pictures than come between two of that part; unless the test part needs them all."""
+    if (
+        rules.validation_per_class
+        and len(candidates) > rules.least
+        and all(candidate.part == "test" for candidate in candidates)
+    ):
+        candidates[0] = replace(candidates[0], part="validation")
 
 
 def _of_picture(

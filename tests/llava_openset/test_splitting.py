@@ -235,6 +235,20 @@ def test_whole_pictures_are_dealt_out_in_proportion() -> None:
     assert {part_at(place, Rules(validation_per_class=0)) for place in range(50)} == {"test"}
 
 
+@pytest.mark.parametrize(("n_pictures", "n_validation"), [(40, 1), (6, 1), (5, 0), (202, 2)])
+def test_a_class_with_few_pictures_has_a_validation_sample_too(
+    n_pictures: int, n_validation: int
+) -> None:
+    """Of 1000 to 10 every 101st picture is for validation: 40 pictures would give it none, and
+    5 are what the test part must have."""
+    rules = Rules(n_per_class=1000, validation_per_class=10)
+    queue = find_candidates(pictures(*[[("dog", BIG)]] * n_pictures), KNOWN, UNKNOWN, rules)[0]
+    assert sum(c.part == "validation" for c in queue["dog"]) == n_validation
+    no_validation = Rules(n_per_class=1000, validation_per_class=0)
+    queue = find_candidates(pictures(*[[("dog", BIG)]] * 40), KNOWN, UNKNOWN, no_validation)[0]
+    assert {c.part for c in queue["dog"]} == {"test"}
+
+
 def test_crops_are_dealt_out_by_their_picture() -> None:
     rules = Rules(n_per_class=20, validation_per_class=10)
     parts = [part_of(image_id, rules) for image_id in range(3_000)]
