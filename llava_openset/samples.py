@@ -15,11 +15,12 @@ import csv
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
+from llava_openset.matching import AMBIGUOUS, match_answer
 from shared.images import IMAGE_SUFFIXES, ImageError, header_size
 from shared.options import MissingError, UserError, read_json
 
@@ -72,6 +73,16 @@ class Split:
 
     def part(self, name: Part) -> list[Sample]:
         return [sample for sample in self.samples if sample.part == name]
+
+    def examples(self, known: bool, n: int) -> list[Sample]:
+        """Up to `n` known or unknown test samples of as many classes as there are, in turn."""
+        rank: Counter[str] = Counter()
+        ranked = []
+        for sample in self.part("test"):
+            if sample.known == known:
+                ranked.append((rank[sample.label], sample))
+                rank[sample.label] += 1
+        return [sample for _, sample in sorted(ranked, key=lambda pair: pair[0])[:n]]
 
     def class_index(self, sample: Sample) -> int:
         """The place of its class among the known ones, -1 for an unknown sample."""
@@ -184,27 +195,32 @@ def read_private(
     folder: Path,
     labels: Path | None = None,
     *,
-    known: Collection[str] = (),
+    known: Sequence[str] = (),
     validation_share: float = 0.0,
     seed: int = 0,
 ) -> list[Sample]:
     """Own unknown pictures, in the order of their CSV.
 
     Raises UserError with a line for each thing that is wrong: a row without its file or a file
-    without its row, a name twice, a path out of the folder, what is no picture, a known class as
-    the label. None is left out silently, for each would move the figures.
+    without its row, a name twice, a path out of the folder, what is no picture, a label that names
+    a known class, in its own or in other words. None is left out silently, for each would move the
+    figures.
     """
     if not 0 <= validation_share < 1:
         raise UserError(f"share of own pictures for validation {validation_share}: 0 to below 1")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of own pictures")
+    folder = folder.resolve()  # "." has no name, and records begin with the folder's
+    try:
+        match_answer("", known or ("any",))
+    except ValueError as error:
+        raise UserError(f"known classes that cannot be told apart: {error}") from error
     file = labels or _labels_file(folder)
     rows = _label_rows(file)
     problems: list[str] = []
     found: dict[str, tuple[Path, str]] = {}
-    known_names = {name.casefold() for name in known}
     for number, name, label in rows:
-        problem = _private_problem(folder, name, label, found, known_names)
+        problem = _private_problem(folder, name, label, found, known)
         if problem:
             problems.append(f"{file} line {number}: {problem}")
         else:
@@ -263,7 +279,7 @@ def _private_problem(
     name: str,
     label: str,
     found: dict[str, tuple[Path, str]],
-    known: Collection[str],
+    known: Sequence[str],
 ) -> str:
     if not name or not label:
         return f"no {'label' if name else 'filename'}"
@@ -272,8 +288,12 @@ def _private_problem(
         return f"{name!r}: give a name inside {folder.name}/, with forward slashes"
     if _key(name) in found:
         return f"{name} stands twice"
-    if label.casefold() in known:
+    if label.casefold() in {known_name.casefold() for known_name in known}:
         return f"{name}: the label {label!r} is a known class; own pictures here are unknown ones"
+    named = match_answer(label, known) if known else ""
+    if named in known or named == AMBIGUOUS:
+        of = f"the known class {named!r}" if named in known else "more than one known class"
+        return f"{name}: the label {label!r} names {of}; own pictures here are unknown ones"
     if not (folder / path).is_file():
         other = next(
             (p.name for p in folder.rglob("*") if p.name.casefold() == path.name.casefold()), None

@@ -430,6 +430,8 @@ WHOLE = "filename,label\ndorm.jpg,dorm room\nboard.png,notice board\nmore/class.
         (WHOLE + "extra.jpg\n", "line 5: no label"),
         (WHOLE + "extra.jpg,desk, with lamp\n", "line 5: more fields than columns"),
         (WHOLE.replace("dorm room", "Dog"), "the label 'Dog' is a known class"),
+        (WHOLE.replace("dorm room", "two puppies"), "line 2: dorm.jpg: the label 'two puppies'"),
+        (WHOLE.replace("dorm room", "a dog and a cat"), "names more than one known class"),
         (WHOLE.replace("board.png,notice board\n", ""), "board.png: no row in private_labels.csv"),
         ("file,class\ndorm.jpg,x\n", "must name the columns filename,label; it has: file, class"),
         ("", "it has: nothing"),
@@ -464,6 +466,29 @@ def test_labels_may_lie_in_the_folder_or_elsewhere(own: Path, tmp_path: Path) ->
         read_private(own)
     with pytest.raises(UserError, match="no such folder"):
         read_private(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("label", "known"),
+    [("Squares", "square"), ("A triangle", "triangle"), ("puppy", "dog"), ("television", "tv")],
+)
+def test_a_known_class_in_other_words_is_refused(own: Path, label: str, known: str) -> None:
+    labels(own, WHOLE.replace("dorm room", label))
+    with pytest.raises(UserError, match=f"dorm.jpg: the label '{label}' names .*'{known}'"):
+        read_private(own, known=["cup", known])
+    assert len(read_private(own, known=["cup"])) == 3
+
+
+def test_a_label_that_only_holds_a_known_name_is_another_thing(own: Path) -> None:
+    labels(own, WHOLE.replace("dorm room", "dog house"))
+    assert len(read_private(own, known=["dog", "cat"])) == 3
+
+
+def test_the_folder_may_be_the_current_one(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own)
+    first = read_private(Path("."), Path("../private_labels.csv"))[0]
+    assert first.file == "private_images/dorm.jpg"
+    assert first.path == own.resolve() / "dorm.jpg"
 
 
 def test_hidden_and_system_files_need_no_row(own: Path) -> None:
