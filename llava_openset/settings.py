@@ -119,6 +119,9 @@ class EvaluateOptions(AskingOptions, ToyOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("private_images", "private_labels"):  # "." is another folder tomorrow
+            if getattr(self, name) is not None:
+                setattr(self, name, str(Path(getattr(self, name)).resolve()))
         for name, known in (("protocol", PROTOCOLS), ("freetext_variants", tuple(VARIANTS))):
             given = list(dict.fromkeys(getattr(self, name)))
             setattr(self, name, given)
