@@ -6,7 +6,8 @@ freetext-VARIANT, likelihood); two_query needs the right class and so cannot be 
     for picture in classify(model, "likelihood", ["a.jpg"], ["dog", "cat"], "What is it?"):
         print(verdict(picture.outcome, "max_softmax", 0.6))
 
-`run_basis` reads what a finished run's thresholds belong to.
+`check_classes` refuses a list that cannot be told apart; `run_basis` reads what a finished run's
+thresholds belong to, and `refuse_contradiction` refuses another wish beside it.
 
 Reads the pictures, and config.json and metrics.json of a run; writes nothing. No torch: the model
 brings it.
@@ -15,10 +16,11 @@ brings it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from llava_openset.matching import match_answer
 from llava_openset.prompts import PLAIN_FORM, TEMPLATES
 from llava_openset.protocols import (
     CHOICE_PROTOCOLS,
@@ -124,3 +126,36 @@ def run_basis(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if taken[name] is not None:
             taken[name] = str(locate(taken[name]))
     return taken, protocols
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """Raises UserError for an empty list, one with a name twice, or a name like "unknown"."""
+    try:
+        match_answer("", classes)
+    except ValueError as error:
+        raise UserError(f"--classes: {error}") from error
+
+
+def refuse_contradiction(
+    options: Any, taken: Mapping[str, Any], toy_defaults: Mapping[str, Any]
+) -> None:
+    """Raises UserError where an option was set to something else than what a run brings.
+
+    Set is what is not the default; a default that was spelled out cannot be told from it.
+    """
+    defaults = {f.name: f.default for f in fields(options) if f.default is not MISSING}
+    made = {
+        f.name: f.default_factory() for f in fields(options) if f.default_factory is not MISSING
+    }
+    for name, of_run in taken.items():
+        value = getattr(options, name)
+        default = {**defaults, **made, **toy_defaults}[name]
+        same = value == of_run
+        if name in ("model", "adapter") and value and of_run:
+            same = Path(value).resolve() == Path(of_run).resolve()
+        if value != default and not same:
+            shown = ", ".join(of_run) if isinstance(of_run, list) else of_run
+            raise UserError(
+                f"--{name} is another than the run's ({shown}), and its threshold belongs to that: "
+                f"leave out --{name}, or --run"
+            )

@@ -11,9 +11,10 @@ a CSV. One process serves all visitors, each with a state of his own.
     python llava_openset/demo.py --model llava-hf/llava-1.5-7b-hf --quantization nf4
     python llava_openset/demo.py --toy --dry_run
 
-`--run` takes a finished run's model, question, class list and thresholds, which belong together;
-without it no threshold is calibrated. Reads a model, a run, a split's pictures as examples. Writes
-nothing; uploads lie in the system's temporary folder for at most an hour or two.
+`--run` takes a finished run's model, question, class list and thresholds, which belong together:
+another --model, --question or --classes beside it is refused. Without it no threshold is
+calibrated. Reads a model, a run, a split's pictures as examples. Writes nothing; uploads lie in the
+system's temporary folder for at most an hour or two.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llava_openset.classifying import run_basis
+from llava_openset.classifying import refuse_contradiction, run_basis
 from llava_openset.demo_pages import VARIANTS, Page, draw_page, read_classes
 from llava_openset.demo_texts import TEXTS, TITLE
 from llava_openset.evaluation_setup import form_of, memory_plan
@@ -113,6 +114,7 @@ def of_run(options: DemoOptions) -> tuple[DemoOptions, dict[str, float]]:
         return options, {}
     folder = Path(options.run)
     taken, protocols = run_basis(folder)
+    refuse_contradiction(options, taken, toy_defaults() if options.toy else {})
     config = read_json(folder / "config.json")
     if "likelihood" not in protocols:
         raise UserError(
@@ -136,14 +138,14 @@ def of_run(options: DemoOptions) -> tuple[DemoOptions, dict[str, float]]:
 
 
 def example_pictures(split: str | None) -> tuple[str, ...]:
-    """Known and unknown test pictures of a split in turn. Raises UserError, MissingError."""
+    """Known and unknown test pictures of a split in turn, of different classes.
+
+    Raises UserError, MissingError.
+    """
     if split is None:
         return ()
-    test = read_split(Path(split)).part("test")
-    sides = []
-    for known in (True, False):
-        own = [sample for sample in test if sample.known == known]
-        sides.append(own[:: max(1, len(own) // N_EXAMPLES)][:N_EXAMPLES])
+    whole = read_split(Path(split))
+    sides = [whole.examples(known, N_EXAMPLES) for known in (True, False)]
     return tuple(str(sample.path) for pair in zip(*sides, strict=False) for sample in pair)
 
 

@@ -1,12 +1,13 @@
 """One picture or a folder: the class, or unknown, with the scores that say so.
 
     python llava_openset/predict.py --toy                                # pictures of the toy split
-    python llava_openset/predict.py --toy --run outputs/llava_openset/toy_split_llava
+    python llava_openset/predict.py --toy --run outputs/llava_openset/toy
     python llava_openset/predict.py --image photo.jpg --classes dog cat "hot dog" --threshold 0.6
     python llava_openset/predict.py --image photo.jpg --run outputs/llava_openset/RUN
     python llava_openset/predict.py --images folder/ --protocol freetext-list_unknown --json
 
-`--run` takes a finished run's model, prompts, class list and threshold, which belong together.
+`--run` takes a finished run's model, prompts, class list and threshold, which belong together:
+another --model, --question or --classes beside it is refused.
 Without `--run` and `--threshold` a free answer decides by itself and a likelihood decides nothing.
 With `--json` one JSON line a picture: `image_path, protocol, answer, prediction, verdict, class,
 score, threshold, scores, class_probabilities`, `synthetic` where the model is a toy, and `error`
@@ -21,7 +22,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llava_openset.classifying import KEYS, Classified, classify, run_basis, verdict
+from llava_openset.classifying import (
+    KEYS,
+    Classified,
+    check_classes,
+    classify,
+    refuse_contradiction,
+    run_basis,
+    verdict,
+)
 from llava_openset.evaluation_setup import form_of
 from llava_openset.prompts import prompt_text
 from llava_openset.protocols import ANSWER_SCORES, CHOICE_PROTOCOLS, CHOICE_SCORES
@@ -83,6 +92,7 @@ class PredictOptions(AskingOptions, ToyOptions):
 def main(options: PredictOptions) -> None:
     if options.run:
         options = of_run(options, Path(options.run))
+    check_classes(options.classes)
     pictures = pictures_of(options)
     form = form_of(options)
     if options.dry_run:
@@ -114,24 +124,21 @@ def main(options: PredictOptions) -> None:
 
 
 def pictures_of(options: PredictOptions) -> list[str]:
-    """--image, those of --images, or of the toy split some known and some unknown ones."""
+    """--image, those of --images, or of the toy split known and unknown ones of several classes."""
     if options.images:
         return [str(path) for path in list_images(Path(options.images))]
     if options.image:
         return options.image
     if not options.toy:
         raise UserError("which picture? Give --image FILE, --images FOLDER, or --toy")
-    test = read_split(TOY_SPLIT).part("test")
-    chosen = []
-    for known in (True, False):
-        own = [sample for sample in test if sample.known == known]
-        chosen += own[:: max(1, len(own) // N_TOY)][:N_TOY]
-    return [str(sample.path) for sample in chosen]
+    split = read_split(TOY_SPLIT)
+    return [str(s.path) for known in (True, False) for s in split.examples(known, N_TOY)]
 
 
 def of_run(options: PredictOptions, folder: Path) -> PredictOptions:
     """The options with all that a finished run's threshold belongs to. Raises UserError."""
     taken, protocols = run_basis(folder)
+    refuse_contradiction(options, taken, toy_defaults() if options.toy else {})
     if options.protocol not in protocols:
         raise UserError(
             f"{folder}: no protocol {options.protocol} in it; --protocol "

@@ -41,6 +41,7 @@ from llava_openset.demo_pages import (
 )
 from llava_openset.demo_texts import TEXTS, TITLE
 from llava_openset.prompts import TOY_QUESTION
+from llava_openset.samples import read_split
 from llava_openset.settings import TOY_MODEL
 from shared.answering import Answer, ChoiceScore
 from shared.gradio_parts import LaunchOptions, bilingual_page, serve
@@ -481,6 +482,8 @@ def test_a_run_brings_what_its_thresholds_belong_to(tmp_path: Path) -> None:
         run = write_run(tmp_path / cause[:4], **changes)
         with pytest.raises(UserError, match=cause):
             of_run(DemoOptions(run=str(run)))
+    with pytest.raises(UserError, match="--question is another than the run's"):
+        of_run(DemoOptions(run=str(write_run(tmp_path / "other")), question="Is it?"))
     with pytest.raises(UserError, match=r"no config\.json in it"):
         of_run(DemoOptions(run=str(tmp_path)))
 
@@ -489,6 +492,9 @@ def test_examples_are_known_and_unknown_pictures_in_turn(toy_split: Path) -> Non
     shown = [Path(name) for name in example_pictures(str(toy_split))]
     assert [path.parent.name for path in shown] == ["known_images", "unknown_images"] * 4
     assert len(set(shown)) == 8
+    labels = {sample.path: sample.label for sample in read_split(toy_split).samples}
+    for side in (shown[::2], shown[1::2]):
+        assert len({labels[path] for path in side}) == 4  # classes, not one class's pictures
     assert example_pictures(None) == ()
     with pytest.raises(MissingError, match=r"split\.json: no such file"):
         example_pictures(str(toy_split / "none"))

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from llava_openset.classifying import KEYS, verdict
-from llava_openset.predict import PredictOptions, main, toy_defaults
+from llava_openset.predict import PredictOptions, main, pictures_of, toy_defaults
 from llava_openset.protocols import Outcome
+from llava_openset.samples import read_split
 from shared.options import UserError, parse_options
 
 CLASSES = ["dog", "cat", "hot dog"]
@@ -165,6 +166,54 @@ def test_a_run_brings_model_question_classes_and_threshold(
 def test_wrong_options_have_one_message(argv: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_options(PredictOptions, description="", argv=argv)
+
+
+@pytest.mark.parametrize(
+    "argv", [["--classes", "dog", "cat"], ["--question", "Is it?"], ["--model", "another/model"]]
+)
+def test_what_contradicts_a_run_is_refused(run_folder: Path, argv: list[str]) -> None:
+    given = ["--run", str(run_folder), "--image", "a", "--dry_run", *argv]
+    with pytest.raises(UserError, match=f"{argv[0]} is another than the run's"):
+        main(parse_options(PredictOptions, description="", argv=given))
+
+
+def test_what_agrees_with_a_run_is_not_refused(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--run", str(run_folder), "--image", "a", "--dry_run", "--classes", "bus", "tv",
+             "--question", "What do you see?"]  # fmt: skip
+    main(parse_options(PredictOptions, description="", argv=given))
+    toy = parse_options(
+        PredictOptions, description="", argv=[*given[:5], "--toy"], toy_defaults=toy_defaults()
+    )
+    main(toy)  # the toy's own classes are no wish
+    assert capsys.readouterr().out.count("max_softmax 0.25") == 2
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["dog", "dog"], "--classes: The classes 'dog' and 'dog' are the same name"),
+        (["unknown", "dog"], "--classes: No class may be called 'unknown'"),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["likelihood", "freetext-list"])
+def test_classes_are_checked_before_the_model_loads(
+    classes: list[str], message: str, protocol: str
+) -> None:
+    argv = ["--model", "no/such/model", "--image", "a", "--protocol", protocol, "--classes"]
+    with pytest.raises(UserError, match=message):
+        main(parse_options(PredictOptions, description="", argv=[*argv, *classes]))
+
+
+def test_toy_pictures_are_of_several_classes(
+    toy_split: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava_openset.predict.TOY_SPLIT", toy_split)
+    labels = {str(sample.path): sample.label for sample in read_split(toy_split).samples}
+    options = parse_options(PredictOptions, description="", argv=["--toy"])
+    shown = [labels[path] for path in pictures_of(options)]
+    assert len(set(shown[:4])) == len(set(shown[4:])) == 4
 
 
 @pytest.mark.parametrize(
