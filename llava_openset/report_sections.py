@@ -143,11 +143,11 @@ def protocols(
     if "two_query" in run.protocols and len(run.protocols) > 1:
         said.append(words["two_query_apart"])
     said += at_chance(run, words)
-    blocks: list[Block] = [Text(said), decision_table(run, words)]
+    blocks: list[Block] = [Text(said), *decision_tables(run, words)]
     if "decisions" in drawn:
         blocks.append(Charts([drawn["decisions"]]))
     blocks += [
-        ranking_table(run, words),
+        *ranking_tables(run, words),
         every_score_table(run, words),
         threshold_table(run, words),
     ]
@@ -174,37 +174,49 @@ def at_chance(run: OpenSetRun, words: Words) -> list[str]:
     ]
 
 
-def decision_table(run: OpenSetRun, words: Words) -> Table:
+def decision_tables(run: OpenSetRun, words: Words) -> list[Table]:
     scores = {key: run.protocols[key]["decision"]["score"] for key in run.leading_first}
-    return figure_table(run, scores, DECISIONS, words["decisions"], words["decisions_note"], words)
+    groups = (DECISIONS[:3], DECISIONS[3:])
+    return figure_tables(run, scores, groups, "decisions", words)
 
 
-def ranking_table(run: OpenSetRun, words: Words) -> Table:
+def ranking_tables(run: OpenSetRun, words: Words) -> list[Table]:
     """Figures that need no threshold, of the headline scores."""
     scores = {key: run.protocols[key]["headline"] for key in run.leading_first}
-    return figure_table(run, scores, RANKING, words["ranking"], words["ranking_note"], words)
+    groups = (RANKING[:4], RANKING[4:6], RANKING[6:])
+    return figure_tables(run, scores, groups, "ranking", words)
 
 
-def figure_table(
+def figure_tables(
     run: OpenSetRun,
     scores: Mapping[str, str],
-    names: Sequence[str],
-    title: str,
-    note: str,
+    groups: Sequence[Sequence[str]],
+    name: str,
     words: Words,
-) -> Table:
-    """A column for each protocol, by the score given for it; a row for each figure."""
-    sizes = [run.protocols[key]["parts"]["test"] for key in scores]
-    rows = [
-        Row([words["n_both"], *(f"{size['known']} / {size['unknown']}" for size in sizes)]),
-        Row([words["score"], *scores.values()]),
-        *(
-            Row([words[name], *(shown(name, figures(run.protocols[key], score)[name])
-                                for key, score in scores.items())])
-            for name in names
-        ),
-    ]  # fmt: skip
-    return Table(header=[words["figure"], *scores], rows=rows, title=title, note=note)
+) -> list[Table]:
+    """A row for each protocol, by the score given for it; a column for each figure, and a table
+    for each group, as no more columns with their intervals fit the page. The last has the note."""
+    tables = []
+    for place, names in enumerate(groups):
+        rows = []
+        for key, score in scores.items():
+            sizes = run.protocols[key]["parts"]["test"]
+            entries = figures(run.protocols[key], score)
+            cells = [shown(figure, entries[figure]) for figure in names]
+            n_both = f"{sizes['known']} / {sizes['unknown']}"
+            rows.append(Row([breakable(f"{key}: {score}"), n_both, *cells]))
+        title = words[name] if place == 0 else words["continued"].format(title=words[name])
+        header = [f"{words['protocol']}: {words['score']}", words["n_both"]]
+        tables.append(
+            Table(
+                header=[*header, *(words[figure] for figure in names)],
+                rows=rows,
+                title=title,
+                note=words[f"{name}_note"] if place == len(groups) - 1 else "",
+                text_columns=(0,),
+            )
+        )
+    return tables
 
 
 def every_score_table(run: OpenSetRun, words: Words) -> Table:
@@ -430,7 +442,7 @@ def figure_rows(run: OpenSetRun) -> tuple[list[str], list[list[object]]]:
 
 
 def copy_boxes(run: OpenSetRun, words: Words) -> list[Block]:
-    tables = [decision_table(run, words), ranking_table(run, words)]
+    tables = [*decision_tables(run, words), *ranking_tables(run, words)]
     text = "\n\n".join(
         markdown_table(table.header, [row.cells for row in table.rows]) for table in tables
     ).replace(SOFT_HYPHEN, "")

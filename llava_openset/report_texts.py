@@ -92,6 +92,7 @@ ENGLISH: dict[str, str] = {
     "any rejection; normalised accuracy is the mean of known named rightly and unknown rejected; "
     "macro-F1 counts unknown as one more class. Errors count as wrong.",
     "ranking": "How well the scores rank known above unknown",
+    "continued": "{title}, continued",
     "ranking_every": "The same of every score",
     "ranking_note": "No threshold is needed here. AUROC: ties half; chance is 0.5. OSCR also asks "
     "for the right class. FPR in percent; FPR, AURC (risk over coverage, known samples), ECE and "

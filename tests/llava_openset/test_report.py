@@ -82,18 +82,26 @@ def test_the_figures_of_the_page_are_those_of_metrics_json(scored_run: ScoredRun
     protocols = read_json(folder / "metrics.json")["protocols"]
     assert set(protocols) == {"course", "freetext-open", "freetext-list_unknown", "likelihood",
                               "two_query"}  # fmt: skip
-    rows = {row[0]: row for row in cells(section_of(page, "protocols")) if row}
-    header = rows["Figure"]
-    assert header[1] == "likelihood"  # it leads
+    table = cells(section_of(page, "protocols"))
+    heads = [place for place, row in enumerate(table) if row and row[0] == "Protocol: Score"]
+    kinds = ("decision", "decision", "headline", "headline", "headline")
+    by_protocol: dict[str, dict[str, dict[str, str]]] = {"decision": {}, "headline": {}}
+    for kind, place in zip(kinds, heads, strict=True):
+        rows = table[place + 1 : place + 1 + len(protocols)]
+        assert rows[0][0].startswith("likelihood: ")  # it leads
+        for row in rows:
+            by_protocol[kind].setdefault(row[0], {}).update(zip(table[place], row, strict=True))
     for key, described in protocols.items():
-        place = header.index(key)
-        for names, score in ((DECISIONS, described["decision"]["score"]),
-                             (RANKING, described["headline"])):  # fmt: skip
+        for kind, names, score in (
+            ("decision", DECISIONS, described["decision"]["score"]),
+            ("headline", RANKING, described["headline"]),
+        ):
             for name in names:
                 entry = described["scores"][score]["figures"][name]
                 form = rate if name in IN_PERCENT else ranked
                 words = TEXTS["en"][name].replace("\u00ad", "")
-                assert rows[words][place] == form(entry), (key, name)
+                shown = by_protocol[kind][f"{key}: {score}"][words]
+                assert shown == form(entry), (key, name)
     with (folder / "figures.csv").open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
     n_scores = sum(len(described["scores"]) for described in protocols.values())
