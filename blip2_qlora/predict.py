@@ -15,16 +15,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from blip2_qlora.asking import CaptionsAndAnswers, CaptionStart
 from blip2_qlora.settings import TOY_MODEL, AskingOptions, BatchOptions, CaptionOptions
-from shared.answering import Job, RecordWriter, answer_batch
+from shared.answering import Job, answer_batch
 from shared.images import list_images, open_image
 from shared.options import ToyOptions, UserError, guarded, manifest_value, parse_options
+from shared.output_files import check_output, new_file
 from shared.vqav2 import Question, QuestionSet, load_rows
 
 BASELINE = Path(__file__).with_name("baseline_images") / "questions.jsonl"
@@ -52,7 +52,8 @@ class PredictOptions(AskingOptions, CaptionOptions, BatchOptions, ToyOptions):
 
 def main(options: PredictOptions) -> None:
     rows = rows_to_answer(options)
-    check_output(options, rows)
+    shown = (row.image for row in rows.questions)
+    check_output(options.output, (options.questions, BASELINE), shown)
     if options.dry_run:
         print_plan(options, rows)
         return
@@ -89,33 +90,6 @@ def first_of(lines: Sequence[dict[str, Any]]) -> str:
     """A row's error with the picture it is about, which not every error names."""
     picture, error = lines[0]["image_path"], lines[0]["error"]
     return error if picture in error else f"{picture}: {error}"
-
-
-def check_output(options: PredictOptions, rows: QuestionSet) -> None:
-    """Raises UserError where --output is no file to replace: of another kind, or read here, under
-    this name or another (a link, a relative path)."""
-    if options.output is None:
-        return
-    path = Path(options.output)
-    if path.exists() and (not path.is_file() or path.suffix != ".jsonl"):
-        raise UserError(f"{path} exists and is no .jsonl file: give another --output")
-    target = path.resolve()
-    if target in {Path(name).resolve() for name in (options.questions, BASELINE) if name}:
-        raise UserError(f"--output {path} is the file of the questions: give another")
-    if any(row.image is not None and Path(row.image).resolve() == target for row in rows.questions):
-        raise UserError(f"--output {path} is a picture that is asked about: give another")
-
-
-def new_file(name: str | None) -> AbstractContextManager[RecordWriter | None]:
-    """The writer of --output, in the place of an earlier file of that name; None without one."""
-    if name is None:
-        return nullcontext()
-    path = Path(name)
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return RecordWriter(path)
 
 
 def print_plan(options: PredictOptions, rows: QuestionSet) -> None:

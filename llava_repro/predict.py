@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +32,10 @@ from llava_repro.asking import (
 )
 from llava_repro.predict_rows import Row, first_questions
 from llava_repro.settings import TOY_DATA, prepare_toy
-from shared.answering import Answer, RecordWriter, is_out_of_memory
+from shared.answering import Answer, is_out_of_memory
 from shared.images import ImageError, list_images, open_image
 from shared.options import ToyOptions, UserError, guarded, parse_options
+from shared.output_files import check_output, new_file
 
 if TYPE_CHECKING:
     from llava_repro.answering import LlavaAnswerer
@@ -79,7 +80,8 @@ class PredictOptions(AskingOptions, DecodingOptions, ToyOptions):
 
 def main(options: PredictOptions) -> None:
     rows = rows_to_ask(options)
-    check_output(options, rows)
+    shown = (picture for row in rows for picture in row.pictures)
+    check_output(options.output, (options.questions, TOY_QUESTIONS), shown)
     decoding = options.decoding()
     if options.dry_run:
         from llava_repro.inference_plan import inference_plan
@@ -163,34 +165,6 @@ def rows_to_ask(options: PredictOptions) -> list[Row]:
     raise UserError(
         "what to look at? Give --image FILE, --images FOLDER, --questions FILE, or --toy"
     )
-
-
-def check_output(options: PredictOptions, rows: Sequence[Row]) -> None:
-    """Raises UserError where --output is no file to replace: of another kind, or read here, under
-    this name or another (a link, a relative path)."""
-    if options.output is None:
-        return
-    path = Path(options.output)
-    if path.exists() and (not path.is_file() or path.suffix != ".jsonl"):
-        raise UserError(f"{path} exists and is no .jsonl file: give another --output")
-    target = path.resolve()
-    if target in {Path(name).resolve() for name in (options.questions, TOY_QUESTIONS) if name}:
-        raise UserError(f"--output {path} is the file of the questions: give another")
-    pictures = (picture for row in rows for picture in row.pictures)
-    if any(isinstance(p, str | Path) and Path(p).resolve() == target for p in pictures):
-        raise UserError(f"--output {path} is a picture that is asked about: give another")
-
-
-def new_file(name: str | None) -> AbstractContextManager[RecordWriter | None]:
-    """The writer of --output, in the place of an earlier file of that name; None without one."""
-    if name is None:
-        return nullcontext()
-    path = Path(name)
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return RecordWriter(path)
 
 
 def stream_one(answerer: LlavaAnswerer, row: Row) -> Iterator[dict[str, Any]]:
