@@ -1,0 +1,12 @@
+"""Where this experiment's runs, models and toy data lie; each script's options are beside it."""
+
+from __future__ import annotations
+
+from shared.options import DATA_ROOT, OUTPUTS
+
+EXPERIMENT = "qwen_clip_llava_lora"
+RUNS = OUTPUTS / EXPERIMENT
+TOY_QWEN2 = DATA_ROOT / "toy_models" / "qwen2"
+TOY_CLIP = DATA_ROOT / "toy_models" / "clip"
+TOY_MERGED = RUNS / "toy_merged"  # merge_model.py --toy
+TOY_SETS = DATA_ROOT / "toy"  # cc3m_595k, descriptions, medtrinity, affectnet (toy_sets.py)
