@@ -29,7 +29,8 @@ from llava_repro.trainable import (
     lora_targets,
     trained_names,
 )
-from llava_repro.training_data import Rows, named_template, row_name, show_labels
+from llava_repro.training_data import named_template
+from shared.conversation_data import Rows, row_name, show_labels
 from shared.conversations import encode
 from shared.loading import GIB, MemoryEstimate, model_folder, weight_bytes
 from shared.options import MissingError, portable_path

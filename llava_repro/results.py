@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from llava_repro.settings import LlavaParts, TrainOptions
 from llava_repro.templates import TEMPLATES
-from llava_repro.training_data import Rows, rows_hash
+from shared.conversation_data import Rows, rows_hash
 from shared.conversations import chat_template
 from shared.loading import fingerprint, load_adapter, model_folder
 from shared.options import UserError, environment, manifest_value, portable_path, write_json

@@ -59,13 +59,15 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     from llava_repro.results import find_projector, manifest, save_result
     from llava_repro.training_data import (
         ConversationCollator,
+        named_template,
+        open_rows,
+        validation_loss,
+    )
+    from shared.conversation_data import (
         ConversationSampler,
         check_samples,
         modality_length,
-        named_template,
-        open_rows,
         refuse_bad_samples,
-        validation_loss,
     )
     from shared.training_flags import check_training_flags
 

@@ -64,7 +64,7 @@ def parts(tiny_parts, tmp_path_factory) -> tuple[Path, Path, Path]:
 
 def steps_of(data: Path) -> list[list[dict]]:
     """The rows of the first eight steps; the second process has the last two of each."""
-    from llava_repro.training_data import ConversationSampler, choose_rows
+    from shared.conversation_data import ConversationSampler, choose_rows
     from shared.conversations import open_conversations
 
     rows, _ = choose_rows(open_conversations(data), limit=0, n_validation=6, seed=0)
