@@ -152,7 +152,7 @@ def load_whole(
     folder: Path, template: Template | None, quantization: str, **placed: Any
 ) -> tuple[Llava, Any, Any]:
     """A whole LLaVA folder: model, tokenizer, image processor. Raises UserError."""
-    from llava_repro.assembling import load_image_processor, load_tokenizer, prepare_tokenizer
+    from shared.llava_parts import load_image_processor, load_tokenizer, prepare_tokenizer
 
     tokenizer = load_tokenizer(folder)
     for line in prepare_tokenizer(tokenizer):

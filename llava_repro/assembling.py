@@ -8,7 +8,6 @@ weights the same configuration comes from `architectures.json`.
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,24 +15,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from llava_repro.settings import LlavaParts, TrainOptions, known_architecture
+from llava_repro.settings import ARCHITECTURES, LlavaParts, TrainOptions
 from shared.conversations import IMAGE_TAG, Template, check_tokenizer
+from shared.llava_parts import (
+    TOWERS,
+    llava_config,
+    load_image_processor,
+    load_tokenizer,
+    part_config,
+    prepare_tokenizer,
+    tower_family,
+)
 from shared.loading import load_pretrained, model_folder, pick_dtype
-from shared.options import MissingError, UserError
+from shared.options import UserError
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import LlavaConfig, PretrainedConfig, TrainingArguments
+    from transformers import TrainingArguments
 
     from llava_repro.model import Llava
-
-PAD_TOKEN = "<pad>"
-# What a tower's config.json is called, whole model or vision part -> class of the vision part
-TOWERS = {
-    "clip": "CLIPVisionModel",
-    "siglip": "SiglipVisionModel",
-    "chinese_clip": "ChineseCLIPVisionModel",
-}
 
 
 @dataclass(frozen=True)
@@ -45,90 +45,6 @@ class Assembled:
     image_processor: Any
 
 
-def tower_family(config: PretrainedConfig) -> str:
-    """clip, siglip or chinese_clip. Raises UserError for another architecture."""
-    family = config.model_type.removesuffix("_vision_model")
-    if family not in TOWERS:
-        raise UserError(
-            f"{config.model_type}: not a vision tower that this LLaVA knows ({', '.join(TOWERS)})"
-        )
-    return family
-
-
-def part_config(name: str) -> tuple[PretrainedConfig, Path | None]:
-    """Configuration of a part and its folder, or None where only its published numbers are known.
-
-    Raises MissingError when it is neither on disk nor in architectures.json.
-    """
-    from transformers import AutoConfig
-
-    try:
-        folder = model_folder(name)
-    except MissingError:
-        numbers = known_architecture(name)
-        if numbers is None:
-            raise
-        numbers = dict(numbers)
-        return AutoConfig.for_model(numbers.pop("model_type"), **numbers), None
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True), folder
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: its config.json cannot be used ({error})") from error
-
-
-def vision_part(config: PretrainedConfig) -> PretrainedConfig:
-    """The vision half of a CLIP-like configuration, or the configuration itself."""
-    tower_family(config)
-    return getattr(config, "vision_config", config)
-
-
-def llava_config(
-    vision: PretrainedConfig,
-    text: PretrainedConfig,
-    *,
-    image_token_index: int,
-    vision_feature_layer: int,
-) -> LlavaConfig:
-    """The configuration of a LLaVA from those of its parts.
-
-    CLIP's class token is dropped (strategy "default"); SigLIP has none to drop ("full"), and
-    "default" would silently cost it its first patch. The parts' configurations are copied:
-    `LlavaConfig` takes the attention implementation out of what it is given, and a model that is
-    left without one attends to padding and to what comes later.
-    """
-    from transformers import LlavaConfig
-
-    siglip = tower_family(vision) == "siglip"
-    return LlavaConfig(
-        vision_config=deepcopy(vision),
-        text_config=deepcopy(text),
-        image_token_index=image_token_index,
-        vision_feature_layer=vision_feature_layer,
-        vision_feature_select_strategy="full" if siglip else "default",
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        tie_word_embeddings=text.tie_word_embeddings,
-    )
-
-
-def prepare_tokenizer(tokenizer: Any) -> list[str]:
-    """Give it what a LLaVA needs, in place; returns what was done, for the screen.
-
-    `<image>` becomes one token; a missing padding token becomes the unknown token as in LLaVA, else
-    a new one: with the end token as padding, a true end would look like padding.
-    """
-    done = []
-    if tokenizer.convert_tokens_to_ids(IMAGE_TAG) in (None, tokenizer.unk_token_id):
-        tokenizer.add_tokens([IMAGE_TAG], special_tokens=True)
-        done.append(f"{IMAGE_TAG} added as token {len(tokenizer) - 1}")
-    if tokenizer.pad_token_id is None:
-        if tokenizer.unk_token is not None:
-            tokenizer.pad_token = tokenizer.unk_token
-        else:
-            tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-        done.append(f"no padding token: {tokenizer.pad_token} (id {tokenizer.pad_token_id}) is it")
-    return done
-
-
 def ready_tokenizer(folder: Path, template: Template | None) -> Any:
     """The tokenizer with `<image>` and padding, checked against the template; says what it did.
 
@@ -138,35 +54,6 @@ def ready_tokenizer(folder: Path, template: Template | None) -> Any:
     for line in [*prepare_tokenizer(tokenizer), *check_tokenizer(tokenizer, template)]:
         print(f"tokenizer:  {line}")
     return tokenizer
-
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
-                   "sentencepiece.bpe.model")  # fmt: skip
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Raises UserError, for a folder without any tokenizer with the names of such files."""
-    from transformers import AutoTokenizer
-
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(
-            f"{folder}: no tokenizer in it: tokenizer_config.json with tokenizer.json or "
-            "tokenizer.model is missing; copy them from where the model comes from, or download "
-            "or convert it again (llava_repro/convert.py)"
-        )
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{folder}: its tokenizer cannot be loaded ({error})") from error
-
-
-def load_image_processor(folder: Path) -> Any:
-    from transformers import AutoImageProcessor
-
-    try:
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{folder}: its image processor cannot be loaded ({error})") from error
 
 
 def assemble(
@@ -189,7 +76,7 @@ def assemble(
 
     vision_folder = model_folder(options.vision_tower or "")
     text_folder = model_folder(options.language_model or "")
-    vision_config, _ = part_config(str(vision_folder))
+    vision_config, _ = part_config(str(vision_folder), ARCHITECTURES)
     tokenizer = ready_tokenizer(text_folder, template)
     tower = load_pretrained(
         getattr(transformers, TOWERS[tower_family(vision_config)]),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,24 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from llava_repro.assembling import (
-    load_image_processor,
-    load_tokenizer,
-    prepare_tokenizer,
-)
 from llava_repro.hub_layout import (
     EMBEDDING,
     IN_TRANSFORMERS,
     hub_config,
     hub_tensors,
-    save_processor,
 )
 from llava_repro.layouts import Checkpoint, open_checkpoint
 from llava_repro.model import Llava, n_image_tokens
 from llava_repro.templates import TEMPLATES
-from llava_repro.weight_files import ShardWriter, Weight
 from shared.conversations import IMAGE_TAG, chat_template
+from shared.llava_parts import (
+    load_image_processor,
+    load_tokenizer,
+    prepare_tokenizer,
+    save_processor,
+)
 from shared.options import UserError
+from shared.weight_files import ShardWriter, grown
 
 ROWS_MULTIPLE = 64  # a grown vocabulary ends at a multiple of this, as llava-hf's 32,064 does
 # Largest difference of logits, as a share of the largest logit. The weights are the same to the
@@ -95,16 +94,9 @@ def with_image_token(checkpoint: Checkpoint, tokenizer: Any) -> Checkpoint:
     weights = dict(checkpoint.weights)
     for name in (EMBEDDING, "language_model.lm_head.weight"):
         if name in weights:
-            shape = (wanted, *weights[name].shape[1:])
-            weights[name] = Weight(shape, partial(grown, weights[name], wanted))
+            weights[name] = grown(weights[name], wanted)
     print(f"vocabulary: {rows} rows grow to {wanted}, the new ones are the mean of the others")
     return replace(checkpoint, weights=weights)
-
-
-def grown(weight: Weight, rows: int) -> Tensor:
-    old = weight.read()
-    mean = old.float().mean(dim=0, keepdim=True).to(old.dtype)
-    return torch.cat([old, mean.expand(rows - len(old), -1)])
 
 
 def write(

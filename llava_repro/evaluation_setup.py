@@ -293,10 +293,10 @@ def print_plan(options: EvaluateOptions, sample: QuestionSet, folder: Path) -> N
 
 def prompt_plan(options: EvaluateOptions, sample: Sample) -> list[str]:
     """The first prompt as the model reads it, as far as the model's files are here."""
-    from llava_repro.assembling import load_tokenizer, prepare_tokenizer
     from llava_repro.model import n_image_tokens
     from llava_repro.training_data import named_template
     from shared.conversations import segments_of
+    from shared.llava_parts import load_tokenizer, prepare_tokenizer
 
     text = asked(sample)
     tokenizer = load_tokenizer(folder_of(options))

@@ -12,15 +12,14 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlavaConfig
 
-from llava_repro.model import CLASS_TOKENS, Llava, n_image_tokens
-from llava_repro.weight_files import ShardWriter, Weight
+from llava_repro.model import Llava, n_image_tokens
 from shared.options import UserError
+from shared.weight_files import ShardWriter, Weight
 
 IN_TRANSFORMERS = ("mlp2x_gelu", "linear", "identity")  # projectors that its LLaVA can express
 HUB_PROJECTOR = "multi_modal_projector."
@@ -129,20 +128,3 @@ def save_llava(model: Llava, folder: Path, dtype: torch.dtype | None) -> None:
     writer.finish()
     hub_config(model.config, dtype or model.dtype).save_pretrained(folder)
     model.language_model.generation_config.save_pretrained(folder)
-
-
-def save_processor(folder: Path, config: LlavaConfig, tokenizer: Any, image_processor: Any) -> None:
-    """Tokenizer and a `LlavaProcessor` that writes as many `<image>` tokens as the model expects.
-
-    What the processor needs for the count is in no tokenizer or image processor: patch size, class
-    tokens and strategy; without them it is wrong by one or stops.
-    """
-    from transformers import LlavaProcessor
-
-    LlavaProcessor(
-        image_processor,
-        tokenizer,
-        patch_size=config.vision_config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=CLASS_TOKENS[config.vision_config.model_type],
-    ).save_pretrained(folder)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llava_repro.asking import AskingOptions, Decoding
-from llava_repro.settings import TOY_LLAVA, TOY_QWEN2, template_name
+from llava_repro.settings import ARCHITECTURES, TOY_LLAVA, TOY_QWEN2, template_name
 from shared.conversations import prompt_ids
 from shared.loading import GIB, MemoryEstimate, check_adapter_folder, model_folder, weight_bytes
 from shared.options import MissingError, portable_path
@@ -32,8 +32,8 @@ PUBLISHED = {
 
 def read_config(options: AskingOptions) -> tuple[LlavaConfig, str, str]:
     """(configuration, projector type, where it comes from). Raises MissingError."""
-    from llava_repro.assembling import llava_config, part_config, vision_part
     from llava_repro.layouts import open_checkpoint
+    from shared.llava_parts import llava_config, part_config, vision_part
 
     try:
         config = open_checkpoint(model_folder(options.model, options.revision)).config
@@ -41,7 +41,7 @@ def read_config(options: AskingOptions) -> tuple[LlavaConfig, str, str]:
     except MissingError:
         if options.model not in PUBLISHED:
             raise
-    vision, text = (part_config(part)[0] for part in PUBLISHED[options.model])
+    vision, text = (part_config(part, ARCHITECTURES)[0] for part in PUBLISHED[options.model])
     config = llava_config(
         vision_part(vision), text, image_token_index=text.vocab_size - 1, vision_feature_layer=-2
     )
@@ -91,8 +91,8 @@ def inference_plan(
 def shown_prompt(options: AskingOptions, text: str, n_image_tokens: int) -> tuple[int, str, str]:
     """Length of the prompt in tokens, the prompt with each picture's tokens counted, and whose
     tokenizer it is by: the model's, else the toy's."""
-    from llava_repro.assembling import load_tokenizer, prepare_tokenizer
     from llava_repro.training_data import named_template
+    from shared.llava_parts import load_tokenizer, prepare_tokenizer
 
     name, whose = options.template, ""
     try:

@@ -39,8 +39,8 @@ from transformers import (
 
 from llava_repro.hub_layout import from_hub_projector
 from llava_repro.model import Llava, make_projector, n_image_tokens
-from llava_repro.settings import known_architecture
-from llava_repro.weight_files import Weight, read_file, read_folder
+from llava_repro.settings import ARCHITECTURES
+from shared.llava_parts import known_architecture
 from shared.loading import (
     keep_trainable_after_inference,
     model_folder,
@@ -51,6 +51,7 @@ from shared.loading import (
     use_one_thread_if_small,
 )
 from shared.options import MissingError, UserError, read_json
+from shared.weight_files import Weight, read_file, read_folder
 
 # First match wins; a key that matches none belongs to no LLaVA. In memory a model of ours has the
 # parts vision_tower, projector and language_model, each with the names of transformers 5.
@@ -247,7 +248,7 @@ def vision_part_of(
         folder = model_folder(str(named))
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except MissingError:
-        numbers = None if vision_tower else known_architecture(str(named))
+        numbers = None if vision_tower else known_architecture(str(named), ARCHITECTURES)
         if numbers is None:
             raise MissingError(
                 f"config.json names the vision tower {named}, which is not on this machine: give "

@@ -28,10 +28,8 @@ from transformers import LlavaConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from shared.llava_parts import CLASS_TOKENS
 from shared.options import IGNORE_INDEX, UserError
-
-# Tokens that the tower puts in front of the patches: CLIP's class token. SigLIP has none.
-CLASS_TOKENS = {"clip_vision_model": 1, "chinese_clip_vision_model": 1, "siglip_vision_model": 0}
 
 
 class Llava(nn.Module):

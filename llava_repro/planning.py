@@ -12,16 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from llava_repro.assembling import (
-    TOWERS,
-    llava_config,
-    load_tokenizer,
-    part_config,
-    prepare_tokenizer,
-    tower_family,
-    vision_part,
-)
-from llava_repro.settings import TOY_QWEN2, LlavaParts, TrainOptions
+from llava_repro.settings import ARCHITECTURES, TOY_QWEN2, LlavaParts, TrainOptions
 from llava_repro.trainable import (
     COMPONENTS,
     idle_names,
@@ -32,6 +23,15 @@ from llava_repro.trainable import (
 from llava_repro.training_data import named_template
 from shared.conversation_data import Rows, row_name, show_labels
 from shared.conversations import encode
+from shared.llava_parts import (
+    TOWERS,
+    llava_config,
+    load_tokenizer,
+    part_config,
+    prepare_tokenizer,
+    tower_family,
+    vision_part,
+)
 from shared.loading import GIB, MemoryEstimate, model_folder, weight_bytes
 from shared.options import MissingError, portable_path
 from shared.training_flags import steps_of_epochs
@@ -61,8 +61,8 @@ def read_config(options: LlavaParts) -> tuple[LlavaConfig, str, list[str]]:
 
         config = open_checkpoint(model_folder(options.model)).config
         return config, config.projector_type, [f"{portable_path(options.model)} (on disk)"]
-    vision, vision_folder = part_config(options.vision_tower or "")
-    text, text_folder = part_config(options.language_model or "")
+    vision, vision_folder = part_config(options.vision_tower or "", ARCHITECTURES)
+    text, text_folder = part_config(options.language_model or "", ARCHITECTURES)
     config = llava_config(
         vision_part(vision),
         text,

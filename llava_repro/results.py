@@ -8,8 +8,6 @@ from and appears whole or not at all.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ from llava_repro.settings import LlavaParts, TrainOptions
 from llava_repro.templates import TEMPLATES
 from shared.conversation_data import Rows, rows_hash
 from shared.conversations import chat_template
+from shared.llava_parts import write_whole
 from shared.loading import fingerprint, load_adapter, model_folder
 from shared.options import UserError, environment, manifest_value, portable_path, write_json
 
@@ -84,19 +83,6 @@ def part_fingerprints(parts: LlavaParts) -> dict[str, str]:
     }
 
 
-def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """`write(staging)` and then one rename: a reader never sees a mixture."""
-    staging = folder.with_name(f".unfinished-{folder.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        staging.mkdir(parents=True)
-        write(staging)
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.rename(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
-
-
 def projector_state(model: Llava) -> dict[str, Tensor]:
     """The projector's tensors under the names of the original `mm_projector.bin`."""
     return {
@@ -136,7 +122,7 @@ def save_whole(
     but not `plain`, which leaves the question out, if the language model brings a template of its
     own.
     """
-    from llava_repro.hub_layout import save_processor
+    from shared.llava_parts import save_processor
 
     model, tokenizer = assembled.model, assembled.tokenizer
     named = TEMPLATES[content["template"]] if content["template"] else None
@@ -198,7 +184,7 @@ def find_projector(given: str) -> Path:
 def read_projector(projector: nn.Module, given: str) -> None:
     """Fill the projector from --projector. Raises UserError when it was made for other widths."""
     from llava_repro.layouts import ours
-    from llava_repro.weight_files import read_file
+    from shared.weight_files import read_file
 
     path = find_projector(given)
     weights = ours(read_file(path), path.parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -108,12 +107,6 @@ def stage_of(argv: list[str]) -> str:
         elif token == "--stage" and i + 1 < len(argv):
             stage = argv[i + 1]
     return stage if stage in TRAIN_TYPES else "pretrain"
-
-
-def known_architecture(name: str) -> dict[str, Any] | None:
-    """Numbers of a published model's config.json, for plans where the model is not on disk."""
-    entry = json.loads(ARCHITECTURES.read_text(encoding="utf-8")).get(name)
-    return None if entry is None else entry["config"]
 
 
 def is_padded(model: str | None) -> bool:

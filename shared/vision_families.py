@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from shared.chat_templates import chat_style, special_tokens, tokenizer_segments
 from shared.conversations import IMAGE_TAG, answer_end, escape_tags, ids_after, pad_id, prompt_ids
 from shared.images import trained_aspect_ratio
+from shared.llava_parts import CLASS_TOKENS
 from shared.loading import check_adapter_folder, load_adapter
 from shared.options import UserError, read_json
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-# Tokens that a tower puts in front of the patches: CLIP's class token. SigLIP has none.
-CLASS_TOKENS = {"clip_vision_model": 1, "chinese_clip_vision_model": 1, "siglip_vision_model": 0}
 T5_MAX_TOKENS = 512  # Flan-T5 was trained at this length; its relative positions set no hard bound
 PROBE = "Aprobe7"
 PROJECTOR_FILE = "projector.safetensors"  # beside the LoRA of llava_repro/train.py

@@ -253,7 +253,7 @@ def tiny_llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
     @cache
     def write(vision: str = "clip", text: str = "llama", **settings: Any) -> Path:
-        from llava_repro.hub_layout import save_processor
+        from shared.llava_parts import save_processor
 
         model = tiny_reference(vision, text, **settings)
         folder = tmp_path_factory.mktemp(f"llava_{vision}_{text}")

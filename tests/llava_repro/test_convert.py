@@ -22,9 +22,9 @@ from llava_repro import convert
 from llava_repro.conversion import TOLERANCE, compare
 from llava_repro.model import Llava
 from llava_repro.templates import TEMPLATES, render
-from llava_repro.weight_files import ShardWriter
 from shared.images import pad_to_square
 from shared.options import REPO_ROOT, UserError, parse_options
+from shared.weight_files import ShardWriter
 
 NAMES = {
     "vision_tower.": "model.vision_tower.vision_tower.vision_model.",
@@ -165,7 +165,7 @@ def test_no_more_than_one_shard_waits_in_memory(tmp_path):
 
 def test_weights_are_read_one_by_one(tiny_llava_folder, tmp_path, monkeypatch):
     """Between two shards nothing of the earlier one is asked for again."""
-    from llava_repro import weight_files
+    from shared import weight_files
 
     order = []
     read, save = weight_files.read_tensor, weight_files.save_file
@@ -194,7 +194,7 @@ def test_dtype_is_of_the_written_weights(tiny_llava_folder, tmp_path, capsys):
 
 
 def test_dry_run_reads_names_and_writes_nothing(tiny_llava_folder, tmp_path, capsys, monkeypatch):
-    from llava_repro import weight_files
+    from shared import weight_files
 
     monkeypatch.setattr(weight_files, "read_tensor", lambda *_: pytest.fail("a weight was read"))
     output = tmp_path / "hub"

@@ -18,9 +18,10 @@ from llava_repro.planning import (
     n_image_tokens,
     read_config,
 )
-from llava_repro.settings import ARCHITECTURES, TRAIN_TYPES, TrainOptions, known_architecture
+from llava_repro.settings import ARCHITECTURES, TRAIN_TYPES, TrainOptions
 from llava_repro.train import main, parse
 from llava_repro.trainable import lora_size
+from shared.llava_parts import known_architecture
 from shared.options import REPO_ROOT, MissingError, read_json
 from shared.training_flags import steps_of_epochs
 
@@ -101,8 +102,8 @@ def test_of_a_trained_tower_only_what_is_used_trains():
 def test_every_architecture_names_its_source():
     for name, entry in read_json(ARCHITECTURES).items():
         assert entry["source"].startswith(f"https://huggingface.co/{name}/")
-        assert known_architecture(name) == entry["config"]
-    assert known_architecture("nobody/nothing") is None
+        assert known_architecture(name, ARCHITECTURES) == entry["config"]
+    assert known_architecture("nobody/nothing", ARCHITECTURES) is None
 
 
 # Steps

@@ -19,6 +19,7 @@ from llava_repro.model import Llava
 from llava_repro.planning import read_config
 from llava_repro.results import check_projector, load_lora, read_projector
 from llava_repro.train import main, parse, refuse_unproven_sharding
+from shared.llava_parts import prepare_tokenizer
 from shared.options import UserError
 from shared.training import read_curve
 
@@ -653,12 +654,12 @@ def test_a_tokenizer_without_padding_gets_some(llava_parts, unknown, padding, ad
         tokenizer_object=Tokenizer.from_str(json.dumps(raw)), eos_token="</s>", unk_token=unknown
     )
     n = len(tokenizer)
-    done = assembling.prepare_tokenizer(tokenizer)
+    done = prepare_tokenizer(tokenizer)
     assert len(tokenizer) == n + added
     assert tokenizer.pad_token == padding
     assert tokenizer.convert_tokens_to_ids("<image>") == n
     assert ["added" in done[0], padding in done[1]] == [True, True]
-    assert assembling.prepare_tokenizer(tokenizer) == []
+    assert prepare_tokenizer(tokenizer) == []
 
 
 def test_a_tokenizer_without_image_gets_one_and_the_embeddings_grow(

@@ -99,6 +99,17 @@ def read_tensor(file: Path, key: str) -> Tensor:
         return opened.get_tensor(key)
 
 
+def grown(weight: Weight, rows: int) -> Weight:
+    """Embeddings with rows for new tokens behind the old ones, each the mean of those."""
+
+    def read() -> Tensor:
+        old = weight.read()
+        mean = old.float().mean(dim=0, keepdim=True).to(old.dtype)
+        return torch.cat([old, mean.expand(rows - len(old), -1)])
+
+    return Weight((rows, *weight.shape[1:]), read)
+
+
 class ShardWriter:
     """Writes model-XXXXX.safetensors files of at most `limit` bytes, then the index."""
 
