@@ -3,8 +3,12 @@
 English: the tokens that pycocoevalcap scores, that is Stanford's Penn Treebank tokenizer (CoreNLP
 3.4.1, `-lowerCase`) less the punctuation that pycocoevalcap removes. At each place of the text all
 rules are tried; the longest match wins, the text that a rule looks ahead at counted in, and of
-equally long ones the first rule. Rules written anew for Python; tests/shared/test_caption_tokens.py
-compares them with the Java program where that is installed. Chinese: characters, or jieba's words.
+equally long ones the first rule. Chinese: characters, or jieba's words.
+
+How the English rules came about: what the tokenizer does was established by running the published
+PTBTokenizer on sentences made for it, and by reading its published rules. No code of CoreNLP
+(GPL-3) is contained: patterns and word lists are put together here in another form, for Python.
+tests/shared/test_caption_tokens.py compares with the Java program where that is installed.
 
     python -m pytest tests/shared/test_caption_tokens.py
 
@@ -41,29 +45,31 @@ _LINE_BREAKS = re.compile("\r\n|[\n\r\v\f\u2028\u2029]")
 
 # Keep their period; at a sentence's end a second one is added, which pycocoevalcap removes.
 _ABBREVIATED = """
-    jan feb mar apr jun jul aug sep sept oct nov dec  mon tue tues wed thu thurs fri
-    ala ariz Az Ark calif colo conn ct dak Del fla ga Ill ind kan kans ky La Mass md mich minn Miss
-    mo mont neb nev okla Ore Pa penn tenn Tex va vt Wash wis wisc wyo
-    inc co cos corp pty pte ptys ptes ppty ppte pptys pptes ltd plc rt bancorp bhd assn univ intl
-    sys  tel est ext sq  jr sr bros ed.d ph.d blvd rd esq  etc al seq bldg
+    al assn bancorp bhd bldg blvd bros co corp cos ed.d esq est etc ext inc intl jr ltd
+    ph.d plc ppte pptes ppty pptys pte ptes pty ptys rd rt seq sq sr sys tel univ
+    apr aug dec feb fri jan jul jun mar mon nov oct sep sept thu thurs tue tues wed
+    Ark Az Del Ill La Mass Miss Ore Pa Tex Wash ala ariz calif colo conn ct dak fla ga ind kan
+    kans ky md mich minn mo mont neb nev okla penn tenn va vt wis wisc wyo
 """
 _TITLES = """
-    mr mrs ms Miss dr drs prof profs sen sens rep reps atty attys lt col gen messrs gov govs adm
-    rev maj sgt cpl pvt capt st ste ave pres lieut hon brig cmdr comdr pfc spc supt supts det mt ft
-    adj adv asst assoc ens insp mlle mme msgr sfc  invt elec natl mfg mtg dept
-    vs alex wm jos cie a.k.a cf treas ph
+    Miss adj adm adv assoc asst atty attys ave brig capt cmdr col comdr cpl det dr drs ens ft gen
+    gov govs hon insp lieut lt maj messrs mlle mme mr mrs ms msgr mt pfc pres prof profs pvt rep
+    reps rev sen sens sfc sgt spc st ste supt supts
+    a.k.a alex cf cie dept elec invt jos mfg mtg natl ph treas vs wm
 """
-_BEFORE_NUMBERS = "ca fig figs prop no nos art bldg pp op"
+_BEFORE_NUMBERS = "art bldg ca fig figs no nos op pp prop"
 # A single letter and its period before one of these end a sentence ("type A. The"). Case counts.
 _SENTENCE_STARTS = """
-    About According Additionally After An A As At But Earlier He Her Here However If In It Last Many
+    A About According Additionally After An As At But Earlier He Her Here However If In It Last Many
     More Mr. Ms. Now Once One Other Our She Since So Some Such That The Their Then There These They
-    This We When While What Yet You
+    This We What When While Yet You
 """
-_SPLIT_WORDS = "can+not gon+na got+ta lem+me gim+me wan+na 't+was 't+is"
+_SPLIT_WORDS = "can+not gim+me gon+na got+ta lem+me 't+is 't+was wan+na"
 _FILE_ENDINGS = """
-    bat bmp c class cgi cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov mp3 pdf php pl
-    png ppt ps py sql tar txt wav x xml zip
+    bat c cgi class cpp dll exe h jar java php pl ps py sql x xml
+    doc docx htm html pdf ppt txt
+    bmp gif jpeg jpg png mov mp3 wav
+    gz tar zip
 """
 
 _OPENING = {"'": "`", "&apos;": "`"}
@@ -73,12 +79,22 @@ _BRACKETS = {"(": "-LRB-", ")": "-RRB-", "[": "-LSB-", "]": "-RSB-", "{": "-LCB-
 _CURRENCY = {"¢": "cents", "£": "#"} | dict.fromkeys("\x80¤₠€", "$")
 _FRACTIONS = {"¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}
 # Stand for themselves; what is neither here nor in a rule falls away.
-_SYMBOLS = (
-    "%&+^|~\\\\\u00a6-\u00a9\u00ac\u00ae-\u00b4\u00b6-\u00b9\u00d7\u00f7\u0387\u05be\u05c0\u05c3"
-    "\u05c6\u05f3\u05f4\u0600-\u0603\u0606-\u060c\u0614\u061b\u061e\u066a\u066d\u0703-\u070d"
-    "\u07f6-\u07f8\u0964\u0965\u0e4f\u1fbd\u2016\u2017\u2020-\u2023\u2030-\u2038\u203b"
-    "\u203e-\u2042\u2044\u207a-\u207e\u208a-\u208e\u2100-\u214f\u2190-\u2bff\u3012\u30fb"
-    "\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
+_SYMBOLS = "".join(
+    (
+        "%&+^|~\\\\",
+        "\u00a6-\u00a9\u00ac\u00ae-\u00b4\u00b6-\u00b9\u00d7\u00f7",  # signs of Latin-1
+        "\u0387\u1fbd",  # Greek
+        "\u05be\u05c0\u05c3\u05c6\u05f3\u05f4",  # Hebrew
+        "\u0600-\u0603\u0606-\u060c\u0614\u061b\u061e\u066a\u066d",  # Arabic
+        "\u0703-\u070d",  # Syriac
+        "\u07f6-\u07f8",  # N'Ko
+        "\u0964\u0965\u0e4f",  # Indic scripts, Thai
+        "\u2016\u2017\u2020-\u2023\u2030-\u2038\u203b\u203e-\u2042\u2044",  # punctuation
+        "\u207a-\u207e\u208a-\u208e",  # raised and lowered signs
+        "\u2100-\u214f\u2190-\u2bff",  # letter-like signs, arrows, mathematics, boxes
+        "\u3012\u30fb",  # Japanese
+        "\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65",  # full width
+    )
 )
 
 
@@ -154,6 +170,11 @@ def _cased(word: str) -> str:
     return "".join(
         f"[{c}{c.upper()}]" if c.isascii() and c.islower() else re.escape(c) for c in word
     )
+
+
+def _none_of(characters: str) -> str:
+    """A class of all but these, and but the white space that ends an address."""
+    return f"[^ \t\n{re.escape(characters)}]"
 
 
 def _as_is(token: str) -> str:
@@ -256,7 +277,23 @@ def _rules() -> tuple[_Rule, ...]:
     value = "(?:'[^'\n]*'|\"[^\"\n]*\")"
     tag = f"<(?:[!?][A-Za-z-][^>\n]*|{name}(?: +{name}(?: *= *{value})?)* */?|/{name}) *>"
     part = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
-    path = '(?:/[^ \t\n"<>|()]+[^ \t\n"<>|.!?(){},-])?'
+    marks, no_break = "!$',-./:;=?@[\\]^_`", "\xa0"
+    # Addresses run on until white space or a bracket and don't end in a mark; of the part before
+    # .com and the like small letters, other scripts and #%&*+~ are left.
+    brackets, capitals_digits = '"<>|(){}', "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+    address, ending = _none_of(brackets), _none_of(brackets + ".,!?-")
+    in_path = _none_of('"<>|()')
+    path = f"(?:/{in_path}+{ending})?"
+    host = f"(?:{_none_of(brackets + '.,!?')}+\\.)+"
+    small_host = f"(?:{_none_of(brackets + capitals_digits + marks)}+\\.)+"
+    mailbox = f"[A-Za-z0-9]{_none_of(brackets + no_break)}*"
+    domain = _none_of(brackets + no_break + ".")
+    gap, digits = "[- \xa0]", "[0-9]{{{},{}}}".format
+    area = (
+        f"(?:\\({digits(2, 3)}\\)[ \xa0]?|(?:\\+\\+?)?(?:{digits(2, 4)}{gap})?{digits(2, 4)}{gap})"
+    )
+    dotted_area = f"(?:(?:\\+\\+?)?{digits(2, 4)}\\.)?{digits(2, 4)}"
+    eyes, nose, mouth = "[<>]?[:;=]", "[-'*o]?", "[][(){@|\\\\DOPdp]"
     starts = _either(_SENTENCE_STARTS)
     smile, brow = "[-^x=~<>']", "[\\^x=~<>']"
 
@@ -284,13 +321,11 @@ def _rules() -> tuple[_Rule, ...]:
         rule(f"((?ai:o{inner}o))"),
         rule(f"((?ai:y){apostrophe}){letter}"),
         # Addresses
-        rule('((?ai:https?)://[^ \t\n"<>|(){}]+[^ \t\n"<>|.!?(){},-])'),
-        rule(f'((?ai:www)\\.(?:[^ \t\n"<>|.!?(){{}},]+\\.)+[a-zA-Z]{{2,4}}{path})'),
-        # ,-_ in this class is a range there: digits and capitals are left out
-        rule(f"((?:[^ \t\n\"`'<>|.!?(){{}},-_$]+\\.)+(?ai:com|net|org|edu){path})"),
+        rule(f"((?ai:https?)://{address}+{ending})"),
+        rule(f"((?ai:www)\\.{host}[a-zA-Z]{{2,4}}{path})"),
+        rule(f"({small_host}(?ai:com|edu|net|org){path})"),
         rule(
-            '((?:<|(?ai:&lt;))?[a-zA-Z0-9][^ \t\n"<>|()\xa0{}]*@(?:[^ \t\n"<>|(){}.\xa0]+\\.)*'
-            '[^ \t\n"<>|(){}.\xa0]+(?:>|(?ai:&gt;))?)'
+            f"((?:<|(?ai:&lt;))?{mailbox}@(?:{domain}+\\.)*{domain}+(?:>|(?ai:&gt;))?)",
         ),
         rule(f"(@[a-zA-Z_][a-zA-Z_0-9]*|#(?:{marked})+)"),
         rule(f"({clitic})[^A-Za-z]", _closed),
@@ -320,17 +355,13 @@ def _rules() -> tuple[_Rule, ...]:
             f"(?:{any_space}|[.?!,])"
         ),
         rule(f"({word}\\.){clause}", _without_soft_hyphens),
-        rule(
-            "((?:\\([0-9]{2,3}\\)[ \xa0]?|(?:\\+\\+?)?(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])"
-            "[0-9]{3,4}[- \xa0]?[0-9]{3,5})",
-            _one_token_without_brackets,
-        ),
-        rule("((?:(?:\\+\\+?)?[0-9]{2,4}\\.)?[0-9]{2,4}\\.[0-9]{3,4}\\.[0-9]{3,5})"),
+        rule(f"({area}{digits(3, 4)}{gap}?{digits(3, 5)})", _one_token_without_brackets),
+        rule(f"({dotted_area}\\.{digits(3, 4)}\\.{digits(3, 5)})"),
         # Signs
         rule('("|(?ai:&quot;))', _left_out),
         rule("(<|(?ai:&lt;))", _always("<")),
         rule("(>|(?ai:&gt;))", _always(">")),
-        rule("([<>]?[:;=][-o*']?[()DPdpO\\\\{@|[\\]])[^A-Za-z0-9]", _one_token_without_brackets),
+        rule(f"({eyes}{nose}{mouth})[^A-Za-z0-9]", _one_token_without_brackets),
         rule(
             f"({smile}_{smile}|\\({smile}[_.]?{smile}\\)|\\({brow}-[\\^x=~<>'`]\\))",
             _one_token_without_brackets,
