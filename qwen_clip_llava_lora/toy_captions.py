@@ -31,6 +31,7 @@ HELD_OUT_CHINESE_SHARE = 1 / 3  # enough Chinese rows for an interval of their o
 REFERENCES = 4
 DESCRIPTIONS = {"train": ("Train", 0, 600), "eval": ("Val", 2000, 120)}  # folder, first, rows
 TWO_PICTURES_SHARE = 0.1  # of the descriptions
+DESCRIBE_TWO_ZH = "请描述两张图片。"
 BLIP_SHARE = 0.9  # of metadata.json's rows with a second caption, as its card says
 
 
@@ -95,7 +96,10 @@ def write_descriptions(
                 shown = {f"<image_{k:02d}>": image for k, image in enumerate(images)}
                 tags = "".join(f"{tag}\n" for tag in shown)
             turns = [
-                {"role": "user", "content": tags + DESCRIBE_ZH[0]},
+                {
+                    "role": "user",
+                    "content": tags + (DESCRIBE_ZH[0] if len(images) == 1 else DESCRIBE_TWO_ZH),
+                },
                 {"role": "assistant", "content": description_zh(scenes, rng)},
             ]
             rows.append({"id": str(i), "image": shown, "conversations": turns})
