@@ -143,7 +143,8 @@ def _probe_chat_style(tokenizer: PreTrainedTokenizerBase, chat: str | None) -> C
     if not chat:
         raise UserError("the tokenizer has no chat template; name one with --template")
     question = ("human", f"{IMAGE_TAG}\n{PROBE}")
-    in_parts = PROBE not in _try_render(tokenizer, [question], False)
+    as_text = _try_render(tokenizer, [question], False)
+    in_parts = PROBE not in as_text or _pictures_in_parts_alone(tokenizer, question, as_text)
     if in_parts and PROBE not in _try_render(tokenizer, [question], True):
         if IMAGE_TAG not in _render(tokenizer, [question], False):  # LLaVA's plain leaves the text
             raise UserError("the tokenizer's chat template leaves out what the user says")
@@ -166,6 +167,17 @@ def _probe_chat_style(tokenizer: PreTrainedTokenizerBase, chat: str | None) -> C
     first = min(places, default=None)
     end = tail if first is None else tail[: first[0] + len(first[1])]
     return ChatStyle(in_parts, takes_system, tail, end)
+
+
+def _pictures_in_parts_alone(
+    tokenizer: PreTrainedTokenizerBase, question: tuple[str, str], as_text: str
+) -> bool:
+    """Qwen-VL's template takes a text too, but `<image>` stays letters there: only a list of parts
+    gets the tokens that stand for a picture."""
+    as_parts = _try_render(tokenizer, [question], True)
+    return PROBE in as_parts and any(
+        token in as_parts and token not in as_text for token in special_tokens(tokenizer)
+    )
 
 
 def tokenizer_segments(
