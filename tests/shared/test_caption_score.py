@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 
 from shared import caption_extras
+from shared.caption_files import main, read_candidates
 from shared.caption_metrics import BLEU, Documents, figures
-from shared.caption_score import compare_captions, main, read_candidates, score_captions
+from shared.caption_score import compare_captions, score_captions
 from shared.caption_tokens import tokenize_caption
 from shared.options import REPO_ROOT, UserError
 from shared.significance import cluster_bootstrap, compare_paired
