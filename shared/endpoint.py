@@ -4,22 +4,25 @@ A bounded number of requests is under way at once; a failed one (connection, tim
 5xx, a body that is no JSON) is tried again with growing pauses, by the `openai` package, which also
 obeys Retry-After. Every request gets one record, appended and flushed as its answer comes; a rerun
 sends only what has no `ok` record of the same request yet. When the first requests all fail, the
-rest is not tried: a server that is not there is said at once.
+rest is not tried: a server that is not there is said at once. `image_part` puts a picture into a
+message.
 
     ask(Endpoint("http://localhost:8000/v1", "qwen"), [Request("17", messages)], Path("out.jsonl"))
 
 The key is read from OPENAI_API_KEY; local servers take any. Writes the JSON lines file it is given:
 `sample_id, request_hash, model, base_url, text, finish_reason, usage, retries, seconds, status,
-error`.
+error` and the request's own details.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
@@ -27,7 +30,11 @@ from pathlib import Path
 from typing import Any
 
 from shared.answering import RecordWriter, read_records, round_or_none
+from shared.images import open_image
 from shared.options import UserError
+
+SENT_AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png"}
+EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -51,21 +58,56 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Request:
-    """One chat request; `messages` as the protocol has them (pictures as data: addresses)."""
+    """One chat request; `messages` as the protocol has them (pictures as data: addresses).
+
+    `parameters` go over the endpoint's, and belong to the cache's key too; `details` stand in the
+    record and are not sent.
+    """
 
     sample_id: str
     messages: list[dict[str, Any]]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def image_part(path: Path | str, longest_side: int) -> dict[str, Any]:
+    """A picture as a part of a message's content, inside the message as a data: address.
+
+    JPEG and PNG files go as they are; one that is larger, turned by its EXIF or of another kind is
+    decoded, brought to at most `longest_side` pixels and sent as JPEG. Raises ImageError for a
+    broken file: it is decoded whole either way.
+    """
+    from PIL import Image
+
+    picture = open_image(path)
+    with Image.open(path) as file:
+        kind = SENT_AS_THEY_ARE.get(file.format or "")
+        turned = file.getexif().get(EXIF_ORIENTATION, 1) != 1
+    if kind and not turned and max(picture.size) <= longest_side:
+        content = Path(path).read_bytes()
+    else:
+        kind, stream = "image/jpeg", io.BytesIO()
+        picture.thumbnail((longest_side, longest_side))
+        picture.save(stream, format="JPEG", quality=95)
+        content = stream.getvalue()
+    url = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def ask(
-    endpoint: Endpoint, requests: Iterable[Request], path: Path, *, progress: bool = False
+    endpoint: Endpoint,
+    requests: Iterable[Request],
+    path: Path,
+    *,
+    progress: bool = False,
+    give_up: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Send what has no `ok` record in `path` yet; returns sample_id -> its record.
 
     `requests` may be a generator: no more than `concurrency` of them are held at a time. A request
     that fails for good gets a record with status `error` and its cause. Raises UserError when the
     first `give_up_after` requests (or all, of fewer) fail, with the cause, and where `openai` or
-    the file fails.
+    the file fails. Without `give_up`, for a server known to be there, failures are records only.
     """
     from tqdm import tqdm
 
@@ -95,11 +137,11 @@ def ask(
                     answered[record["sample_id"]] = record
                     succeeded |= record["status"] == "ok"
                     failed += record["status"] == "error"
-                    if not succeeded and failed >= endpoint.give_up_after:
+                    if give_up and not succeeded and failed >= endpoint.give_up_after:
                         for future in under_way:
                             future.cancel()
                         raise _not_there(endpoint, record, failed)
-    if failed and not succeeded and failed == len(answered):
+    if give_up and failed and not succeeded and failed == len(answered):
         raise _not_there(endpoint, record, failed)
     return answered
 
@@ -119,7 +161,7 @@ def _client(endpoint: Endpoint) -> Any:
 
 def request_hash(endpoint: Endpoint, request: Request) -> str:
     """What decides the answer: model, parameters, messages; not the server's address."""
-    content = [endpoint.model, endpoint.parameters, request.messages]
+    content = [endpoint.model, {**endpoint.parameters, **request.parameters}, request.messages]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -146,7 +188,9 @@ def _send(client: Any, endpoint: Endpoint, request: Request) -> dict[str, Any]:
     text = finish_reason = usage = retries = error = None
     try:
         response = client.chat.completions.with_raw_response.create(
-            model=endpoint.model, messages=request.messages, **endpoint.parameters
+            model=endpoint.model,
+            messages=request.messages,
+            **{**endpoint.parameters, **request.parameters},
         )
         retries = response.retries_taken
         completion = response.parse()
@@ -171,6 +215,7 @@ def _send(client: Any, endpoint: Endpoint, request: Request) -> dict[str, Any]:
         "seconds": round_or_none(time.perf_counter() - started),
         "status": "error" if error else "ok",
         "error": error,
+        **request.details,
     }
 
 
