@@ -168,7 +168,8 @@ def save_processor(folder: Path, config: LlavaConfig, tokenizer: Any, image_proc
 
 
 def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """`write(staging)` and then one rename: a reader never sees a mixture."""
+    """`write(staging)` and then one rename: a reader never sees a mixture, and what fails leaves
+    nothing."""
     staging = folder.with_name(f".unfinished-{folder.name}")
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -178,3 +179,5 @@ def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
         staging.rename(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
