@@ -3,17 +3,17 @@
 Everything follows from a seed. A set is drawn again when its recipe (the code that decides its
 content) changes, appears whole or not at all, and says `synthetic: true` in its manifest.
 
-    python -m qwen_clip_llava_lora.toy_sets          # draws all of them below data/toy, seconds
+    python qwen_clip_llava_lora/prepare_data.py --toy --dataset medtrinity
+
+Drawn below data/toy in seconds by the scripts' --toy. Reads nothing; no torch.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from qwen_clip_llava_lora import toy_captions
 from qwen_clip_llava_lora.settings import TOY_SETS
-from shared.options import guarded
 from shared.toy_world import chinese, pictures, questions, sets, shapes
 from shared.toy_world.recipe import recipe_hash
 from shared.toy_world.sets import ensure_set
@@ -36,14 +36,3 @@ def ensure_descriptions(root: Path = TOY_SETS / "descriptions", redraw: bool = F
     """The toy set in the layout of the 1,957 descriptions; as `ensure_cc3m`."""
     hash_ = recipe_hash(CAPTION_SOURCES)
     return ensure_set(root, "toy descriptions", hash_, toy_captions.write_descriptions, redraw)
-
-
-def main() -> None:
-    for ensure in (ensure_cc3m, ensure_descriptions):
-        root = ensure()
-        counts = json.loads((root / "manifest.json").read_text("utf-8"))["counts"]
-        print(f"{root}: {counts}")
-
-
-if __name__ == "__main__":
-    guarded(main)
