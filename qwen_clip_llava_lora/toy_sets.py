@@ -11,16 +11,19 @@ Drawn below data/toy in seconds by the scripts' --toy. Reads nothing; no torch.
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
-from qwen_clip_llava_lora import toy_captions
+from qwen_clip_llava_lora import toy_affectnet, toy_captions, toy_medtrinity
 from qwen_clip_llava_lora.settings import TOY_SETS
 from shared.toy_world import chinese, pictures, questions, sets, shapes
 from shared.toy_world.recipe import recipe_hash
 from shared.toy_world.sets import ensure_set
 
-CAPTION_SOURCES = tuple(
-    Path(str(m.__file__)) for m in (shapes, pictures, questions, chinese, sets, toy_captions)
-)
+SHARED = (shapes, pictures, questions, chinese, sets)
+
+
+def _recipe(module: ModuleType) -> str:
+    return recipe_hash([Path(str(m.__file__)) for m in (*SHARED, module)])
 
 
 def ensure_cc3m(root: Path = TOY_SETS / "cc3m_595k", redraw: bool = False) -> Path:
@@ -28,11 +31,23 @@ def ensure_cc3m(root: Path = TOY_SETS / "cc3m_595k", redraw: bool = False) -> Pa
 
     Raises UserError when the folder can't be written, or holds something that is not a toy set.
     """
-    hash_ = recipe_hash(CAPTION_SOURCES)
+    hash_ = _recipe(toy_captions)
     return ensure_set(root, "toy LLaVA-CC3M captions", hash_, toy_captions.write_cc3m, redraw)
 
 
 def ensure_descriptions(root: Path = TOY_SETS / "descriptions", redraw: bool = False) -> Path:
     """The toy set in the layout of the 1,957 descriptions; as `ensure_cc3m`."""
-    hash_ = recipe_hash(CAPTION_SOURCES)
+    hash_ = _recipe(toy_captions)
     return ensure_set(root, "toy descriptions", hash_, toy_captions.write_descriptions, redraw)
+
+
+def ensure_medtrinity(root: Path = TOY_SETS / "medtrinity", redraw: bool = False) -> Path:
+    """The toy CT slices in the layout of MedTrinity-25M's demo part; as `ensure_cc3m`."""
+    hash_ = _recipe(toy_medtrinity)
+    return ensure_set(root, "toy CT slices", hash_, toy_medtrinity.write_medtrinity, redraw)
+
+
+def ensure_affectnet(root: Path = TOY_SETS / "affectnet", redraw: bool = False) -> Path:
+    """The toy faces in the layout of AffectNet; as `ensure_cc3m`."""
+    hash_ = _recipe(toy_affectnet)
+    return ensure_set(root, "toy faces", hash_, toy_affectnet.write_affectnet, redraw)
