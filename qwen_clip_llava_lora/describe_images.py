@@ -97,8 +97,8 @@ def main(options: DescribeOptions) -> None:
     # Save
     write_lines(folder / "descriptions.jsonl", (task.record() for task in tasks))
     counts = write_training_data(
-        folder, tasks, [picture for picture in pictures if picture.name not in broken], root,
-        model=portable_path(options.model_name), source=portable_path(str(options.images)),
+        folder, tasks, root, model=portable_path(options.model_name),
+        source=portable_path(str(options.images)),
         synthetic=synthetic or bool(model_is_synthetic), share=options.validation_share,
         seed=options.seed,
     )  # fmt: skip

@@ -52,6 +52,7 @@ class LocalAsker:
         for (max_new_tokens, shown), own in groups.items():
             model = self.load()
             model.max_new_tokens = max_new_tokens
+            model.tags_are_meant = bool(shown)  # else a tag in an answer to an earlier step is text
             answer_questions(
                 model,
                 [local_job(task) for task in own],
@@ -82,7 +83,7 @@ def local_job(task: Task) -> Any:
 
     prompt: str = task.prompt
     if task.template.shown:
-        from shared.vision_families import Turns
+        from shared.vision_language import Turns
 
         turns = [
             turn

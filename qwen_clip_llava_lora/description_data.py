@@ -44,12 +44,14 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def validation_pictures(pictures: Sequence[Picture], share: float, seed: int) -> set[str]:
     """Names of the pictures held out, `share` of the different ones by content; at least one where
-    any are, never all."""
-    contents = {picture.name: content_hash(picture.path) for picture in pictures}
+    any are, never all. The order is by hash: a few pictures more move few to the other part."""
+    contents = {
+        picture.name: hashlib.sha256(f"{seed}/{content_hash(picture.path)}".encode()).hexdigest()
+        for picture in pictures
+    }
     different = sorted(set(contents.values()))
     if share == 0 or len(different) < 2:
         return set()
-    random.Random(seed).shuffle(different)
     chosen = set(different[: min(max(1, round(share * len(different))), len(different) - 1)])
     return {name for name, content in contents.items() if content in chosen}
 
@@ -92,7 +94,6 @@ def training_rows(tasks: Sequence[Task], model: str, seed: int) -> tuple[list[di
 def write_training_data(
     folder: Path,
     tasks: Sequence[Task],
-    pictures: Sequence[Picture],
     image_root: Path,
     *,
     model: str,
@@ -101,16 +102,20 @@ def write_training_data(
     share: float,
     seed: int,
 ) -> dict[str, int]:
-    """train.json, validation.json, dataset.json; returns the counts."""
+    """train.json, validation.json (none without rows), dataset.json; returns the counts."""
     rows, n_duplicates = training_rows(tasks, model, seed)
-    held_out = validation_pictures(pictures, share, seed)
+    described = dict.fromkeys(task.picture for task in tasks if task.status == "ok")
+    held_out = validation_pictures(list(described), share, seed)
     parts = {
         "train": [row for row in rows if row["image"] not in held_out],
         "validation": [row for row in rows if row["image"] in held_out],
     }
     counts = {part: len(own) for part, own in parts.items()} | {"duplicates": n_duplicates}
     for part, own in parts.items():
-        write_json(folder / f"{part}.json", own)
+        if own or part == "train":
+            write_json(folder / f"{part}.json", own)
+        else:
+            (folder / f"{part}.json").unlink(missing_ok=True)  # of an earlier start
     write_json(
         folder / "dataset.json",
         {

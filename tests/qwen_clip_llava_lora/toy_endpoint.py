@@ -20,11 +20,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from shared.conversation_files import ROLES
 from shared.inline_pictures import InlinePicture
-from shared.options import DATA_ROOT
+from shared.options import DATA_ROOT, UserError
 
 TOY_MODEL = DATA_ROOT / "toy_models" / "llava"
 NAME = "toy"
+BAD_REQUEST = (KeyError, TypeError, ValueError, OSError, UserError)
 
 
 class ToyEndpoint:
@@ -56,7 +58,7 @@ class ToyEndpoint:
                     return
                 try:
                     self.reply(200, endpoint.complete(json.loads(content)))
-                except (KeyError, TypeError, ValueError, OSError) as problem:
+                except BAD_REQUEST as problem:
                     self.reply(400, error(f"{type(problem).__name__}: {problem}"))
 
             def reply(self, status: int, content: dict[str, Any]) -> None:
@@ -79,18 +81,25 @@ class ToyEndpoint:
         self.server.server_close()
 
     def complete(self, request: dict[str, Any]) -> dict[str, Any]:
-        """A chat completion. Raises ValueError for what this server does not do."""
-        pictures, text = read_message(request["messages"])
+        """A chat completion. Raises one of `BAD_REQUEST`."""
+        pictures, turns = read_messages(request["messages"])
         with self.lock:
+            from shared.vision_language import Turns
+
+            several = len(turns) > 1
+            # a picture of a single question stands in front; tags in its text stay text
+            self.model.tags_are_meant = several
+            prompt = Turns(turns) if several else turns[0][1].removeprefix("<image>\n")
             self.model.max_new_tokens = int(request.get("max_tokens", 64))
-            problem = self.model.prompt_problem(text)
+            problem = self.model.prompt_problem(prompt)
             if problem:
                 raise ValueError(problem)
-            features = self.model.encode_images(pictures)
-            (answer,) = self.model.answer(features, [0 if pictures else None], [text])
+            features = self.model.encode_images([pictures] if pictures else [])
+            (answer,) = self.model.answer(features, [0 if pictures else None], [prompt])
             self.n_answered += 1
-        n_image = self.model.family.n_image_tokens if pictures else 0
-        n_prompt = len(self.model.family.prompt_ids(text, n_image))
+        # without the chat template's own tokens
+        n_prompt = len(self.model.tokenizer(str(prompt))["input_ids"])
+        n_prompt += len(pictures) * self.model.family.n_image_tokens
         return {
             "id": f"toy-{self.n_answered}",
             "object": "chat.completion",
@@ -107,19 +116,19 @@ def error(message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "invalid_request_error"}}
 
 
-def read_message(messages: list[dict[str, Any]]) -> tuple[list[Any], str]:
-    """The pictures (at most one) and the text of a chat of one user turn."""
+def read_messages(messages: list[dict[str, Any]]) -> tuple[list[Any], list[tuple[str, str]]]:
+    """The pictures of a chat in their order, and its turns with a tag for each."""
     from shared.images import open_image
 
-    if len(messages) != 1 or messages[0]["role"] != "user":
-        raise ValueError("this server answers one user turn")
-    content = messages[0]["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    texts = [part["text"] for part in parts if part["type"] == "text"]
-    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
-    if len(urls) > 1:
-        raise ValueError("this server looks at one picture")
-    return [open_image(io.BytesIO(InlinePicture(url).read())) for url in urls], "\n".join(texts)
+    pictures, turns = [], []
+    for message in messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        texts = [part["text"] for part in parts if part["type"] == "text"]
+        urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+        pictures += [open_image(io.BytesIO(InlinePicture(url).read())) for url in urls]
+        turns.append((ROLES[message["role"]], "<image>\n" * len(urls) + "\n".join(texts)))
+    return pictures, turns
 
 
 def main() -> None:
