@@ -22,11 +22,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from blip2_qlora.scoring import PUBLISHED_UNDER, score_run
 from blip2_qlora.settings import RUNS, prepare_toy
 from blip2_qlora.verifying import verify_all
+from shared.caption_runs import are_caption_runs, score_again
 from shared.comparison import compare, pair_up, picture_file, reasons_against
 from shared.options import (
     UserError,
@@ -37,6 +38,9 @@ from shared.options import (
     write_json,
 )
 from shared.runs import Run, read_run
+
+if TYPE_CHECKING:
+    from shared.report import Report
 
 BASELINE_PICTURES = Path(__file__).with_name("baseline_images")  # predict.py's default
 MOST_DIFFERENCES = 20  # printed by --verify
@@ -92,7 +96,8 @@ def main(options: CompareOptions) -> None:
     # Read
     base, tuned = read_both(options)
     folder = Path(options.output_dir or RUNS / f"compare_{base.name}_{tuned.name}")
-    reasons = reasons_against(base, tuned, score_run)
+    captions = are_caption_runs([base, tuned])
+    reasons = reasons_against(base, tuned, score_again if captions else score_run)
     if reasons and not options.force:
         listed = "\n  ".join(reasons)
         raise UserError(
@@ -103,30 +108,46 @@ def main(options: CompareOptions) -> None:
 
     check_output_folder(folder)
 
-    # Compare
-    comparison = compare(base, tuned, protocols=PUBLISHED_UNDER, seed=options.seed)
-
-    # Report
-    from blip2_qlora.compare_texts import TEXTS
-    from shared.comparison_report import make_report, summary
+    # Compare and report
     from shared.report import write_report
 
-    report = make_report(
-        comparison,
-        base,
-        tuned,
-        pair_up(base, tuned),
-        reasons=reasons,
-        find_picture=lambda record: find_picture(record, base, options.images_root),
-        texts=TEXTS,
-        language=options.language,
-        made_by=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        date=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-    )
+    make = of_captions if captions else of_answers
+    settings: dict[str, Any] = {
+        "reasons": reasons,
+        "find_picture": lambda record: find_picture(record, base, options.images_root),
+        "language": options.language,
+        "made_by": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+    }
+    page = portable_path(folder / "report.html")
+    comparison, report, said = make(base, tuned, page, options.seed, settings)
     write_json(folder / "comparison.json", comparison | {"not_comparable": reasons})
     write_report(folder / "report.html", report)
-    path = portable_path(folder / "report.html")
-    print(summary(comparison, reasons, path, TEXTS[options.language]))
+    print(said)
+
+
+def of_answers(
+    base: Run, tuned: Run, page: str, seed: int, settings: dict[str, Any]
+) -> tuple[dict[str, Any], Report, str]:
+    """Figures, page and summary of two runs that answered questions."""
+    from blip2_qlora.compare_texts import TEXTS
+    from shared.comparison_report import make_report, summary
+
+    comparison = compare(base, tuned, protocols=PUBLISHED_UNDER, seed=seed)
+    report = make_report(comparison, base, tuned, pair_up(base, tuned), texts=TEXTS, **settings)
+    words = TEXTS[settings["language"]]
+    return comparison, report, summary(comparison, settings["reasons"], page, words)
+
+
+def of_captions(
+    base: Run, tuned: Run, page: str, seed: int, settings: dict[str, Any]
+) -> tuple[dict[str, Any], Report, str]:
+    """The same of two runs of --task caption."""
+    from blip2_qlora.compare_texts import TEXTS
+    from shared.caption_report import captions_compared
+
+    names = [TEXTS[settings["language"]][side] for side in ("base", "tuned")]
+    return captions_compared([base, tuned], names, page, seed=seed, model="BLIP-2", **settings)
 
 
 def read_both(options: CompareOptions) -> tuple[Run, Run]:

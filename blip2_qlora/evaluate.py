@@ -1,13 +1,15 @@
-"""VQA accuracy of a BLIP-2 on a VQAv2 split, zero-shot or with an adapter.
+"""VQA accuracy or caption metrics of a BLIP-2 on a split, zero-shot or with an adapter.
 
 Answers the default sample (1,000 questions of val2014, drawn with seed 0; `--limit 0` for all), one
-JSON line each as they are made, then scores them with the official metric. The same command goes on
-where it was stopped.
+JSON line each as they are made, then scores them with the official metric. `--task caption` instead
+captions the pictures of COCO's captions (`captioning.py`). The same command goes on where it was
+stopped.
 
     python blip2_qlora/evaluate.py --toy
     python blip2_qlora/evaluate.py --toy --adapter outputs/blip2_qlora/RUN/adapter
     python blip2_qlora/evaluate.py                     # Salesforce/blip2-opt-2.7b on data/vqav2
     python blip2_qlora/evaluate.py --data my_rows.jsonl
+    python blip2_qlora/evaluate.py --task caption --toy
 
 Reads a VQAv2 data root (`--data_root`, `--split`) or own rows (`--data`). Writes to
 `outputs/blip2_qlora/RUN/`: config.json, environment.json, predictions.jsonl, scored.jsonl,
@@ -18,8 +20,8 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
+from blip2_qlora.captioning import evaluate_captions
 from blip2_qlora.evaluation_setup import (
     adapter_notes,
     choose_asking,
@@ -44,8 +46,8 @@ from blip2_qlora.settings import (
     TOY_DATA,
     TOY_MODEL,
     EvaluateOptions,
-    data_folder,
     prepare_toy,
+    synthetic,
 )
 from shared.answering import answer_questions
 from shared.options import (
@@ -60,6 +62,10 @@ from shared.summaries import print_summary
 
 
 def main(options: EvaluateOptions) -> None:
+    if options.task == "caption":
+        evaluate_captions(options)
+        return
+
     # Data
     folder = Path(options.output_dir) if options.output_dir else RUNS / run_name(options)
     preset = choose_asking(options)
@@ -98,7 +104,7 @@ def main(options: EvaluateOptions) -> None:
     if options.data is None:
         metrics["blind"] = blind_metrics(Path(options.data_root), sample.questions)
     metrics["trained_on_scored"] = learned_these
-    metrics["synthetic"] = synthetic(options)
+    metrics["synthetic"] = synthetic(options.data_root, options.data, options.model)
     metrics["vqa_row_share"] = manifest_value(options.model, "vqa_row_share")  # toy models
     metrics["data_problems"] = {"count": len(sample.problems), "first": sample.problems[:20]}
 
@@ -113,22 +119,17 @@ def main(options: EvaluateOptions) -> None:
     )  # fmt: skip
 
 
-def synthetic(options: EvaluateOptions) -> dict[str, Any]:
-    """Whether data and model are a toy's, by their manifests."""
-    data = data_folder(options.data_root, options.data)
-    return {
-        "data": bool(manifest_value(data, "synthetic")),
-        "model": bool(manifest_value(options.model, "synthetic")),
-    }
-
-
 if __name__ == "__main__":
     guarded(
         lambda: main(
             parse_options(
                 EvaluateOptions,
                 description=__doc__.split("\n")[0],
-                toy_defaults={"model": str(TOY_MODEL), "data_root": str(TOY_DATA)},
+                toy_defaults={
+                    "model": str(TOY_MODEL),
+                    "data_root": str(TOY_DATA),
+                    "caption_min_tokens": 1,
+                },
                 prepare_toy=prepare_toy,
             )
         )

@@ -5,6 +5,7 @@ python blip2_qlora/evaluate.py --toy --dry_run
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -43,14 +44,17 @@ def load_questions(options: EvaluateOptions) -> tuple[QuestionSet, bool]:
 def run_name(options: EvaluateOptions) -> str:
     """What ran, in the folder's name: data, sample, model, adapter, and what is not the default."""
     adapter = Path(options.adapter).resolve() if options.adapter else None
+    captions = options.task == "caption"
     parts = [
+        "caption" if captions else "",
         Path(options.data).stem if options.data else options.split,
         str(options.limit or "all"),
         f"seed{options.seed}" if options.limit else "",
         Path(options.model).name,
         f"{adapter.parent.name}_{adapter.name}" if adapter else "zero-shot",
         "" if options.quantization == "none" else options.quantization,
-        "" if options.preset == "paper" else options.preset,
+        "" if captions or options.preset == "paper" else options.preset,
+        "_".join(re.findall(r"\w+", options.caption_prompt)),
         "greedy" if options.greedy else "",
         "" if options.pictures == "own" else "shuffled",
     ]
@@ -58,9 +62,13 @@ def run_name(options: EvaluateOptions) -> str:
 
 
 def choose_asking(options: EvaluateOptions) -> Preset:
-    from blip2_qlora.blip2 import choose_preset, read_config
+    """Prompt and decoding of the questions, or of captions."""
+    from blip2_qlora.blip2 import Preset, caption_decoding, choose_preset, read_config
 
     config = read_config(options.model, options.revision)
+    if options.task == "caption":
+        decoding = caption_decoding(greedy=options.greedy, min_tokens=options.caption_min_tokens)
+        return Preset(options.caption_prompt, decoding)
     return choose_preset(config, options.preset, options.prompt, options.greedy)
 
 
@@ -68,7 +76,7 @@ def run_config(options: EvaluateOptions, preset: Preset) -> dict[str, Any]:
     """`config.json`: the options and what they came to. Raises where model or device is missing."""
     base_folder = model_folder(options.model, options.revision)
     dtype = pick_dtype(options.dtype, pick_device(options.device))
-    return resolved_config(
+    config = resolved_config(
         options,
         script="evaluate",
         asked={"prompt": preset.prompt, **asdict(preset.decoding)},
@@ -77,6 +85,10 @@ def run_config(options: EvaluateOptions, preset: Preset) -> dict[str, Any]:
         adapter_fingerprint=adapter_fingerprint(options.adapter),
         data_hash=data_hash(options.data_root, options.data),
     )
+    of_captions = {"task", "caption_prompt", "caption_min_tokens"}
+    if options.task == "vqa":  # a run of an earlier version, which lacks them, goes on
+        return {key: value for key, value in config.items() if key not in of_captions}
+    return {key: value for key, value in config.items() if key not in {"preset", "prompt", "data"}}
 
 
 def adapter_notes(options: EvaluateOptions, prompt: str) -> list[str]:
@@ -115,23 +127,29 @@ def picture_opener(sample: QuestionSet, options: EvaluateOptions) -> Callable[[Q
     return lambda question: open_image(shown.get(question.sample_id, question).image)
 
 
-def print_plan(options: EvaluateOptions, folder: Path, preset: Preset) -> None:
+def print_plan(
+    options: EvaluateOptions,
+    folder: Path,
+    preset: Preset,
+    load: Callable[[EvaluateOptions], tuple[QuestionSet, bool]] = load_questions,
+) -> None:
     """--dry_run: the sample, one prompt, the memory; no weights are loaded.
 
     Data that is not there yet is said, and the rest of the plan is shown without it.
     """
+    asked = "pictures" if options.task == "caption" else "questions"
     from blip2_qlora.blip2 import language_model_kind, read_config
     from blip2_qlora.planning import adapter_plan, inference_plan
 
     config = read_config(options.model, options.revision)
     question = "What is in the picture?"
     try:
-        sample, _ = load_questions(options)
+        sample, _ = load(options)
     except MissingError as error:
         said = f"not known, {error}"
     else:
         question = sample.questions[0].question
-        said = f"{len(sample.questions)} questions, {len(sample.problems)} bad rows left out"
+        said = f"{len(sample.questions)} {asked}, {len(sample.problems)} bad rows left out"
         if sample.left_out:
             print(sample.left_out)
     print(f"run:      {portable_path(folder)}")

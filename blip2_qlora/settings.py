@@ -37,6 +37,14 @@ def data_folder(data_root: str, data: str | None) -> Path:
     return Path(data).parent if data else Path(data_root)
 
 
+def synthetic(data_root: str, data: str | None, model: str) -> dict[str, bool]:
+    """Whether data and model are a toy's, by their manifests."""
+    return {
+        "data": bool(manifest_value(data_folder(data_root, data), "synthetic")),
+        "model": bool(manifest_value(model, "synthetic")),
+    }
+
+
 def data_hash(data_root: str, data: str | None) -> str | None:
     """A short hash of own rows' file, or the one in a data root's manifest (the real one has none).
 
@@ -99,15 +107,26 @@ class CaptionOptions:
 
 
 @dataclass
-class EvaluateOptions(AskingOptions, BatchOptions, ToyOptions):
+class EvaluateOptions(AskingOptions, BatchOptions, CaptionOptions, ToyOptions):
     """Questions and run"""
 
+    task: Literal["vqa", "caption"] = field(
+        default="vqa", metadata={"help": "caption: COCO's captions instead of VQAv2's questions"}
+    )
+    caption_prompt: str = field(
+        default="",
+        metadata={"help": "how every caption starts; the paper has none zero-shot, 'a photo of' "
+                  "where it fine-tunes on COCO"},
+    )  # fmt: skip
     data_root: str = field(
-        default=str(DEFAULT_DATA), metadata={"help": "folder in the official VQAv2 layout"}
+        default=str(DEFAULT_DATA),
+        metadata={"help": "folder in the official VQAv2 layout; COCO's captions lie there too"},
     )
-    split: Literal["train2014", "val2014", "test2015"] = field(
-        default="val2014", metadata={"help": "test2015 has no annotations: results file only"}
-    )
+    split: Literal["train2014", "val2014", "test2015", "karpathy_test", "karpathy_val"] = field(
+        default="val2014",
+        metadata={"help": "test2015 has no annotations: results file only; karpathy_*: captions of "
+                  "DATA_ROOT/dataset_coco.json"},
+    )  # fmt: skip
     data: str | None = field(
         default=None,
         metadata={"help": "own rows instead: JSONL or CSV with image, question, answer"},
@@ -123,9 +142,18 @@ class EvaluateOptions(AskingOptions, BatchOptions, ToyOptions):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        BatchOptions.__post_init__(self)
+        CaptionOptions.__post_init__(self)
         if self.limit < 0:
             raise UserError(f"--limit {self.limit}: a number of questions, or 0 for all")
+        if self.task == "caption" and self.data:
+            raise UserError("--data is rows of questions; predict.py captions own pictures")
+        if self.task == "caption" and self.prompt:
+            raise UserError("--prompt asks a question; a caption's start is --caption_prompt")
+        if self.task == "vqa" and self.caption_prompt:
+            raise UserError("--caption_prompt is for --task caption")
+        if self.task == "vqa" and self.split.startswith("karpathy"):
+            raise UserError(f"--split {self.split} is for --task caption")
 
 
 @dataclass

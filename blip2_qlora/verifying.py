@@ -13,8 +13,10 @@ from typing import Any
 
 from blip2_qlora.scoring import blind_metrics, score_run, verify_run
 from blip2_qlora.settings import data_folder
+from shared.caption_runs import are_caption_runs, verify_captions
+from shared.coco_captions import official_results
 from shared.comparison import adapter_manifest, learned_from, locate
-from shared.options import manifest_value
+from shared.options import manifest_value, read_json
 from shared.runs import Run
 from shared.verification import not_scored_again, unequal
 from shared.vqav2 import Question, annotations_file
@@ -23,6 +25,8 @@ from shared.vqav2 import Question, annotations_file
 def verify_all(run: Run) -> tuple[list[str], list[str]]:
     """What the folder says otherwise than records, data and model give, one line each; and the
     figures of metrics.json that nothing on this machine can tell again."""
+    if are_caption_runs([run]):
+        return verify_caption_run(run), []
     differing = verify_run(run)
     if not run.config.get("data") and not any(run.folder.glob("v2_OpenEnded_*_results.json")):
         differing.append("no official results file; the same evaluate.py command writes it")
@@ -30,6 +34,18 @@ def verify_all(run: Run) -> tuple[list[str], list[str]]:
     differing += unequal({key: run.metrics.get(key) for key in again}, again, "metrics.json")
     unknown = not_scored_again(run, score_run) - again.keys()
     return differing, sorted(key for key in unknown if run.metrics[key] is not None)
+
+
+def verify_caption_run(run: Run) -> list[str]:
+    """The same of a run of --task caption; what manifests say is left out."""
+    differing = verify_captions(run)
+    files = sorted(run.folder.glob("captions_*_results.json"))
+    if not files:
+        differing.append("no official results file; the same evaluate.py command writes it")
+    for file in files:
+        if read_json(file) != official_results(list(run.records.values())):
+            differing.append(f"{file.name}: not the captions of predictions.jsonl")
+    return differing
 
 
 def from_data(run: Run) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.options import UserError, portable_path
-from shared.runs import compare_runs, find_zero_shot, read_run, summary_line
+from shared.runs import Run, compare_runs, find_zero_shot, read_run, summary_line
 
 N_CASES = 5
 
@@ -24,15 +24,17 @@ def print_summary(
     *,
     seed: int,
     has_adapter: bool,
+    change_line: Callable[[Run, Run], str] | None = None,
 ) -> None:
     """Cases drawn with `seed`, the experiment's own figures, with an adapter the change, and where
-    it all lies."""
+    it all lies. `change_line` says base and tuned run's difference otherwise than by their
+    headline."""
     print_cases(records, seed)
     if any(metrics["synthetic"].values()):
         print("SYNTHETIC toy data or model: these figures say nothing about the real one")
     print_figures(metrics)
     if has_adapter:
-        print(change_against_base(folder))
+        print(change_against_base(folder, change_line))
     print(f"records and metrics: {portable_path(folder)}")
 
 
@@ -44,7 +46,7 @@ def print_cases(records: Sequence[Mapping[str, Any]], seed: int) -> None:
         print(f"  {shown}  {record['question']}  ->  {said}   ({references})")
 
 
-def change_against_base(folder: Path) -> str:
+def change_against_base(folder: Path, change_line: Callable[[Run, Run], str] | None = None) -> str:
     """The paired difference to the same sample's run without the adapter, or why there is none."""
     mend = "the same command without --adapter, in a folder of its own, makes one"
     base, differences = find_zero_shot(folder)
@@ -57,7 +59,8 @@ def change_against_base(folder: Path) -> str:
             f"{'; another '.join(differences)}; {mend}"
         )
     try:
-        change = compare_runs(read_run(base), read_run(folder))
+        runs = read_run(base), read_run(folder)
+        change = change_line(*runs) if change_line else summary_line(compare_runs(*runs))
     except UserError as error:  # a damaged neighbour does not spoil this run
         return f"no change to show, as the base's run can't be read ({error})"
-    return f"change against {name}: {summary_line(change)}"
+    return f"change against {name}: {change}"
