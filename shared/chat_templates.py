@@ -206,6 +206,8 @@ def tokenizer_segments(
             and whole.startswith(answered)
             and answered.endswith(style.tail)
         ):
+            if generate:  # a prompt learns nothing: it is asked as the template writes it now
+                return [(whole, False)]
             raise UserError(
                 "the tokenizer's chat template writes earlier turns differently when later ones "
                 f"follow (seen at turn {k}), so what is learned would not be what is asked at "

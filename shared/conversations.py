@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 __all__ = [
     "IMAGE_TAG", "Template", "answer_end", "chat_template", "check_tokenizer", "encode",
     "escape_tags", "fit", "ids_after", "is_interleaved", "open_conversations", "pad_id",
-    "place_images", "prompt_ids", "row_images", "row_turns", "segments_of",
+    "place_images", "prompt_ids", "row_images", "row_turns", "segments_of", "token_runs",
 ]  # fmt: skip
 
 
@@ -255,23 +255,33 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 # Tokens
 
 
-def _token_runs(
-    segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, n_image_tokens: int
+def token_runs(
+    segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[list[int], bool]]:
-    """(ids, learned) for each piece, BOS in front where the tokenizer puts one, images repeated."""
-    image_id = _image_token_id(tokenizer)
+    """(ids, learned) for each piece, tokenised by itself; BOS in front where the tokenizer does so.
+
+    A picture is the one placeholder that the pieces hold for it.
+    """
     runs = []
     text = "".join(piece for piece, _ in segments)
     if _starts_with_bos(tokenizer) and not text.startswith(tokenizer.bos_token):
         runs.append(([tokenizer.bos_token_id], False))
     before = ""
     for piece, learned in segments:
-        ids = ids_after(tokenizer, piece, before)
-        runs.append(
-            ([i for t in ids for i in ([t] * n_image_tokens if t == image_id else [t])], learned)
-        )
+        runs.append((ids_after(tokenizer, piece, before), learned))
         before = piece
     return runs
+
+
+def _token_runs(
+    segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, n_image_tokens: int
+) -> list[tuple[list[int], bool]]:
+    """`token_runs` with each picture's placeholder repeated."""
+    image_id = _image_token_id(tokenizer)
+    return [
+        ([i for t in ids for i in ([t] * n_image_tokens if t == image_id else [t])], learned)
+        for ids, learned in token_runs(segments, tokenizer)
+    ]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -1,7 +1,8 @@
-"""One asker for LLaVA, BLIP-2, Qwen2-VL, Qwen2.5-VL folders: answers, and how likely choices are.
+"""One asker for LLaVA, BLIP-2, Qwen-VL, MiniCPM-V folders: answers, and how likely choices are.
 
-A prompt is the human's text; it is put into the model's own chat form with the picture in front
-(BLIP-2 has none: there it is the whole prompt). Each picture is encoded once. The prompt runs once
+A prompt is the human's text, or several turns; it is put into the model's own chat form with its
+pictures in front, or where its tags say (BLIP-2: the whole prompt, one picture). Each picture is
+encoded once. The prompt runs once
 through the language model with a key-value cache; a greedy answer and every given choice go on from
 there, so that 160 class names cost one prompt and 160 short continuations. Tests hold the answers
 equal to transformers' own `generate` from pixels, the likelihoods to whole forward passes.
@@ -21,8 +22,6 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,21 +29,32 @@ import torch
 from torch import Tensor
 
 from shared.answering import Answer, ChoiceScore, text_problem
+from shared.conversations import IMAGE_TAG
 from shared.images import ImageHandling, squared
-from shared.loading import (
-    check_adapter_folder,
-    load_pretrained,
-    model_folder,
-    pick_device,
-    pick_dtype,
+from shared.loading import load_pretrained, model_folder, pick_device, pick_dtype
+from shared.options import UserError
+from shared.vision_families import (
+    Family,
+    Layout,
+    PictureFeatures,
+    Turns,
+    load_image_processor,
+    load_tokenizer,
+    open_family,
 )
-from shared.options import UserError, read_json
-from shared.vision_families import FAMILIES, Family, PictureFeatures
+from shared.vision_families_adapters import adapter_manifest
+from shared.vision_families_base import THOUGHT
+from shared.vision_families_state import State, left_pad, right_pad
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ChoiceScore", "VisionLanguage", "load_vision_language"]
+__all__ = [
+    "ChoiceScore", "Turns", "VisionLanguage", "load_image_processor", "load_tokenizer",
+    "load_vision_language", "open_family",
+]  # fmt: skip
+
+Shown = PictureFeatures | Sequence[PictureFeatures]  # one picture, or several shown together
 
 CHOICE_BATCH_SIZE = 16  # continuations at once: each holds a copy of its prompt's cache
 
@@ -58,34 +68,27 @@ def load_vision_language(
     revision: str | None = None,
     image_handling: ImageHandling = "model",
     max_new_tokens: int = 128,
+    tags_are_meant: bool = False,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
 ) -> VisionLanguage:
     """The asker of a folder, or of a downloaded Hub id; its `notes` are worth printing.
 
     `quantization` (none, int8, nf4) is of the language model; tower, projector and head stay in
-    `dtype`. `adapter` is a PEFT folder trained on this very model. Raises UserError with the cause,
-    before weights are read where it can be known.
+    `dtype`. `adapter` is a folder of `shared.vision_families_adapters`, trained on this very model.
+    `min_pixels` and `max_pixels` are a picture's bounds for Qwen-VL. Raises UserError with the
+    cause, before weights are read where it can be known.
     """
-    from transformers import AutoConfig
-
-    folder = model_folder(model, revision)
-    kind = read_json(folder / "config.json").get("model_type")
-    if kind not in FAMILIES:
-        raise UserError(
-            f"{folder}: model_type {kind} in its config.json; supported: {', '.join(FAMILIES)}"
-        )
-    parts = folder
-    if adapter is not None:
-        check_adapter_folder(Path(adapter))
-        if (Path(adapter) / "processor_config.json").is_file():  # saved beside it in training
-            parts = Path(adapter)
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: its config.json cannot be used ({error})") from error
-    family = FAMILIES[kind](folder, config, load_tokenizer(parts), load_image_processor(parts))
-    chosen_device = pick_device(device)
     import transformers
 
+    folder = model_folder(model, revision)
+    saved_beside = None
+    if adapter is not None:
+        adapter_manifest(Path(adapter))
+        if (Path(adapter) / "processor_config.json").is_file():  # saved beside it in training
+            saved_beside = Path(adapter)
+    family = open_family(folder, saved_beside, min_pixels, max_pixels)
+    chosen_device = pick_device(device)
     loaded = load_pretrained(
         getattr(transformers, family.model_class),
         folder,
@@ -97,83 +100,32 @@ def load_vision_language(
     if adapter is not None:
         loaded = family.load_adapter(loaded, Path(adapter))
     family.attach(loaded)
-    return VisionLanguage(family, image_handling, max_new_tokens)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{folder}: its tokenizer cannot be loaded ({error})") from error
-
-
-def load_image_processor(folder: Path) -> Any:
-    """PIL's own where torchvision is missing. Raises UserError, naming a package that it needs."""
-    from transformers import AutoImageProcessor
-
-    try:
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{folder}: its image processor cannot be loaded ({error})") from error
-
-
-@dataclass
-class State:
-    """Prompts that the language model has read, and what it says next."""
-
-    cache: Any
-    logits: Tensor  # (B, V) of the next token
-    mask: Tensor  # (B, T): the prompt and what followed; T5: the encoder's
-    following: Tensor | None  # (B,) position of the next token; T5 counts by itself
-    encoded: Tensor | None = None  # (B, T, D) T5's encoder output
-
-    def rows(self, index: Tensor) -> State:
-        """The rows of `index` (C,), each as often as it stands there; this state stays as it is."""
-
-        def pick(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[index]
-
-        return replace(
-            self,
-            cache=cache_rows(self.cache, index),
-            logits=self.logits[index],
-            mask=self.mask[index],
-            following=pick(self.following),
-            encoded=pick(self.encoded),
-        )
-
-
-def cache_rows(cache: Any, index: Tensor) -> Any:
-    """A key-value cache of chosen rows. Its layers replace their tensors and never write into them,
-    so copies of the layers alone leave the original whole, without a copy of the whole prompt."""
-    from transformers import EncoderDecoderCache
-
-    if isinstance(cache, EncoderDecoderCache):
-        own, cross = cache.self_attention_cache, cache.cross_attention_cache
-        return EncoderDecoderCache(cache_rows(own, index), cache_rows(cross, index))
-    chosen = copy(cache)
-    chosen.layers = [copy(layer) for layer in cache.layers]
-    chosen.reorder_cache(index)
-    return chosen
+    return VisionLanguage(family, image_handling, max_new_tokens, tags_are_meant)
 
 
 class VisionLanguage:
     """Answers prompts about pictures; a `shared.answering.VisionLanguageModel` and `ChoiceModel`.
 
     `answer` is greedy, whatever the folder's generation_config.json says. `<image>` and other
-    special tokens in a prompt are text: they get a blank inside.
+    special tokens in a prompt are text: they get a blank inside. With `tags_are_meant` `<image>` is
+    a picture's place, as in training data; without any the pictures stand in front. Several
+    pictures of a prompt are one entry of `encode_images`, a list. What a model thinks before its
+    answer is in `raw_output` alone.
     """
 
     def __init__(
-        self, family: Family, image_handling: ImageHandling = "model", max_new_tokens: int = 128
+        self,
+        family: Family,
+        image_handling: ImageHandling = "model",
+        max_new_tokens: int = 128,
+        tags_are_meant: bool = False,
     ) -> None:
         if max_new_tokens < 1:
             raise UserError(f"--max_new_tokens {max_new_tokens}: at least 1")
         self.family = family
         self.image_handling: ImageHandling = image_handling
         self.max_new_tokens = max_new_tokens
+        self.tags_are_meant = tags_are_meant
         self.notes: list[str] = []
         if family.config.model_type == "llava" and family.trained_on is None:
             self.notes.append(
@@ -192,17 +144,34 @@ class VisionLanguage:
 
     # What can be asked
 
+    def sent_ids(self, prompt: str, shown: Shown | None) -> list[int]:
+        """The prompt's ids as the model is given them, with a picture, several or none."""
+        layouts = [picture.layout for picture in as_group(shown)]
+        return self.family.prompt_ids(prompt, layouts, self.tags_are_meant)
+
+    def longest_ids(self, prompt: str) -> list[int]:
+        """The prompt's ids with pictures of the most tokens: one, or as many as tags are meant."""
+        family = self.family
+        texts = prompt.turns if isinstance(prompt, Turns) else (("human", prompt),)
+        tags = sum(text.count(IMAGE_TAG) for role, text in texts if role == "human")
+        n_pictures = max(tags, 1) if self.tags_are_meant else 1
+        n = family.n_image_tokens
+        return family.prompt_ids(prompt, [Layout(n, slices=(n,))] * n_pictures, self.tags_are_meant)
+
     def prompt_problem(self, prompt: str) -> str | None:
         """Why this prompt cannot be answered about a picture, or None."""
-        ids = self.family.prompt_ids(prompt, self.family.n_image_tokens)
+        try:
+            ids = self.longest_ids(prompt)
+        except UserError as error:
+            return str(error)
         if prompt.strip() and set(ids) <= self.special_ids():
             return "the model's chat template shows it its pictures alone, not the prompt"
         length = self.family.max_length
         if length is None or len(ids) + self.max_new_tokens <= length:
             return None
         return (
-            f"the prompt has {len(ids)} tokens, {self.family.n_image_tokens} of them for the "
-            f"picture; beside {self.max_new_tokens} for the answer the model has room for "
+            f"the prompt has {len(ids)} tokens, {ids.count(self.family.image_token_id)} of them "
+            f"for pictures; beside {self.max_new_tokens} for the answer the model has room for "
             f"{length - self.max_new_tokens}"
         )
 
@@ -211,7 +180,7 @@ class VisionLanguage:
         if not choices:
             return "no choice is given"
         special, length = self.special_ids(), self.family.max_length
-        n_prompt = len(self.family.prompt_ids(prompt, self.family.n_image_tokens))
+        n_prompt = len(self.longest_ids(prompt))
         for choice in choices:
             problem = text_problem(choice)
             if problem:
@@ -235,10 +204,13 @@ class VisionLanguage:
 
     # Pictures
 
-    def encode_images(self, images: Sequence[Image]) -> list[PictureFeatures]:
-        """Pictures -> features of each, (N, D), in their order."""
-        if not images:
-            return []
+    def encode_images(self, images: Sequence[Image | Sequence[Image]]) -> list[Shown]:
+        """Pictures -> features of each, in their order; a list of pictures is one entry, shown
+        together, and becomes a list. Every picture goes through the tower in the same call."""
+        groups = [list(entry) if isinstance(entry, Sequence) else [entry] for entry in images]
+        flat = [image for group in groups for image in group]
+        if not flat:
+            return [[] for _ in groups]
         family = self.family
         mean = getattr(family.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
         features = family.encode(
@@ -250,31 +222,33 @@ class VisionLanguage:
                     mean=mean,
                     side=family.side,
                 )
-                for image in images
+                for image in flat
             ]
         )
-        if len(features) != len(images):
-            raise UserError(f"{len(images)} pictures gave features of {len(features)}")
-        return features
+        if len(features) != len(flat):
+            raise UserError(f"{len(flat)} pictures gave features of {len(features)}")
+        left = iter(features)
+        encoded = [[next(left) for _ in group] for group in groups]
+        return [
+            own if isinstance(entry, Sequence) else own[0]
+            for entry, own in zip(images, encoded, strict=True)
+        ]
 
     # The language model
 
     def start(
         self,
-        features: Sequence[PictureFeatures],
+        features: Sequence[Shown],
         picture_index: Sequence[int | None],
         prompts: Sequence[str],
     ) -> State:
         """Run the prompts, padded on the left, once. Raises UserError when the places for a picture
         are not as many as its vectors: some models would silently look at nothing."""
         family = self.family
-        pictures = [None if i is None else features[i] for i in picture_index]
-        rows = [
-            family.prompt_ids(prompt, 0 if picture is None else len(picture.vectors))
-            for prompt, picture in zip(prompts, pictures, strict=True)
-        ]
+        shown = [as_group(None if i is None else features[i]) for i in picture_index]
+        rows = [self.sent_ids(prompt, own) for prompt, own in zip(prompts, shown, strict=True)]
         input_ids, mask = (t.to(self.device) for t in left_pad(rows, family.pad_id))  # (B, T)
-        embeds = self.embed(input_ids, pictures)  # (B, T, D)
+        embeds = self.embed(input_ids, shown)  # (B, T, D)
         if family.decoder.config.is_encoder_decoder:
             first = start_token(family.decoder)
             output = family.decoder(
@@ -285,33 +259,28 @@ class VisionLanguage:
             )
             encoded = output.encoder_last_hidden_state
             return State(output.past_key_values, output.logits[:, -1], mask, None, encoded)
+        pictures = [picture for own in shown for picture in own]
         positions, following = family.positions(input_ids, mask, pictures)
-        output = family.decoder(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return State(output.past_key_values, output.logits[:, -1], mask, following)
+        cache, logits = family.run_prompts(input_ids, embeds, mask, positions, pictures)
+        return State(cache, logits, mask, following)
 
-    def embed(self, input_ids: Tensor, pictures: Sequence[PictureFeatures | None]) -> Tensor:
-        """input_ids (B, T) -> embeddings (B, T, D), each row's picture in its places."""
+    def embed(self, input_ids: Tensor, shown: Sequence[Sequence[PictureFeatures]]) -> Tensor:
+        """input_ids (B, T) -> embeddings (B, T, D), each row's pictures in their places."""
         is_image = input_ids == self.family.image_token_id  # (B, T)
         counts = is_image.sum(dim=-1).tolist()
-        for row, (count, picture) in enumerate(zip(counts, pictures, strict=True)):
-            n_vectors = 0 if picture is None else len(picture.vectors)
+        for row, (count, own) in enumerate(zip(counts, shown, strict=True)):
+            n_vectors = sum(len(picture.vectors) for picture in own)
             if count != n_vectors:
                 raise UserError(
-                    f"prompt {row} of the batch has {count} image tokens for a picture of "
+                    f"prompt {row} of the batch has {count} image tokens for pictures of "
                     f"{n_vectors}"
                 )
         # a placeholder may lie outside the vocabulary, so it is never looked up
         embeds = self.family.model.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
-        shown = [picture.vectors for picture in pictures if picture is not None]
-        if not shown:
+        pieces = [picture.vectors for own in shown for picture in own]
+        if not pieces:
             return embeds
-        vectors = torch.cat(shown).to(embeds.dtype)
+        vectors = torch.cat(pieces).to(embeds.dtype)
         return embeds.masked_scatter(is_image.unsqueeze(-1), vectors)
 
     def go_on(self, state: State, ids: Tensor, is_real: Tensor) -> Tensor:
@@ -348,7 +317,7 @@ class VisionLanguage:
     @torch.no_grad()
     def answer(
         self,
-        features: Sequence[PictureFeatures],
+        features: Sequence[Shown],
         picture_index: Sequence[int | None],
         prompts: Sequence[str],
     ) -> list[Answer]:
@@ -389,15 +358,28 @@ class VisionLanguage:
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
             text = text.partition(self.family.end_text)[0]
         raw = self.tokenizer.decode(ids)
-        own = log_probs[:n_words]
+        n_thought = self.thought(ids[:n_words]) if self.family.thinks else 0
+        text = text.rpartition(THOUGHT)[2] if n_thought else text
+        own = log_probs[n_thought:n_words]
         return Answer(
             raw_output=raw,
             answer=text.strip(),
-            confidence=float(own.mean().exp()) if n_words else None,
-            first_token_confidence=float(own[0].exp()) if n_words else None,
+            confidence=float(own.mean().exp()) if len(own) else None,
+            first_token_confidence=float(own[0].exp()) if len(own) else None,
             finish_reason="stop" if n_words < len(ids) or self.ends(raw) else "length",
             n_tokens=len(ids),
         )
+
+    def thought(self, ids: list[int]) -> int:
+        """How many of an answer's ids are a thought, with its end and the white space behind."""
+        if THOUGHT not in self.tokenizer.decode(ids):
+            return 0
+        n = len(ids)
+        while n and THOUGHT in self.tokenizer.decode(ids[: n - 1]):
+            n -= 1
+        while n < len(ids) and not self.tokenizer.decode(ids[n]).strip():
+            n += 1
+        return n
 
     def ends(self, text: str) -> bool:
         return self.family.end_text is not None and self.family.end_text in text
@@ -421,7 +403,7 @@ class VisionLanguage:
     @torch.no_grad()
     def choice_log_probs(
         self,
-        features: Sequence[PictureFeatures],
+        features: Sequence[Shown],
         picture_index: Sequence[int | None],
         prompts: Sequence[str],
         choices: Sequence[Sequence[str]],
@@ -470,23 +452,13 @@ class VisionLanguage:
         return chosen.masked_fill(~is_real.to(self.device), 0.0).sum(dim=-1).tolist()
 
 
+def as_group(shown: Shown | None) -> list[PictureFeatures]:
+    if shown is None:
+        return []
+    return [shown] if isinstance(shown, PictureFeatures) else list(shown)
+
+
 def start_token(decoder: Any) -> int:
     """The token that an encoder-decoder's output begins with."""
     first = decoder.generation_config.decoder_start_token_id
     return decoder.config.decoder_start_token_id if first is None else first
-
-
-def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of ids -> input_ids and attention_mask, both (B, longest row)."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
-
-
-def right_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of ids -> ids and which of them are real, both (B, longest row)."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([list(row) + [pad_id] * (width - len(row)) for row in rows])
-    real = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
-    return ids, real

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-KINDS = ("llava", "llava_siglip", "qwen2_vl", "qwen2_5_vl")
+KINDS = ("llava", "llava_siglip", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "minicpmv4_6")
 VISION_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 # Qwen/Qwen2-VL-7B-Instruct, without video and tools: takes a text or a list of parts
 QWEN2_VL_TEMPLATE = (
@@ -25,10 +25,45 @@ QWEN2_VL_TEMPLATE = (
 )
 
 
+# Qwen/Qwen3-VL-8B-Instruct: no default system text. Behind it what its Thinking folder has more: a
+# thought is opened in front of each answer, and written around the last finished one alone.
+QWEN3_VL_TEMPLATE = (
+    "{% macro shown(content) %}{% if content is string %}{{ content }}{% else %}"
+    "{% for item in content %}{% if 'image' in item or item.type == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in item %}{{ item.text }}{% endif %}"
+    "{% endfor %}{% endif %}{% endmacro %}{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\n' }}THOUGHT{{ shown(message.content) }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\nOPEN{% endif %}"
+)
+EMPTY_THOUGHT = (
+    "{% if message.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+)
+INSTRUCT_TEMPLATE = QWEN3_VL_TEMPLATE.replace("THOUGHT", "").replace("OPEN", "")
+THINKING_TEMPLATE = QWEN3_VL_TEMPLATE.replace("THOUGHT", EMPTY_THOUGHT).replace(
+    "OPEN", "{{ '<think>\n' }}"
+)
+# openbmb/MiniCPM-V-4.6: parts are joined by line breaks, a turn's text is stripped, the prompt has
+# an empty thought in it
+MINICPM_TEMPLATE = (
+    "{% macro shown(content) %}{% if content is string %}{{ content }}{% else %}"
+    "{% set ns = namespace(parts=[]) %}{% for item in content %}"
+    "{% if 'image' in item or item.type == 'image' %}"
+    "{% set ns.parts = ns.parts + ['<|image_pad|>'] %}"
+    "{% else %}{% set ns.parts = ns.parts + [item.text] %}{% endif %}{% endfor %}"
+    "{{ ns.parts | join('\n') }}{% endif %}{% endmacro %}{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\n' }}" + EMPTY_THOUGHT
+    + "{{ shown(message.content) | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+)  # fmt: skip
+
+
 def tiny_folder(kind: str, path: Path, seed: int = 0) -> Path:
     """Write the model folder of a kind (`KINDS`) at `path`, which is made, and return it."""
     if kind.startswith("llava"):
         return write_llava(path, "siglip" if kind == "llava_siglip" else "clip", seed)
+    if kind == "minicpmv4_6":
+        return write_minicpm(path, seed)
     return write_qwen_vl(path, kind, seed)
 
 
@@ -44,39 +79,100 @@ def write_llava(folder: Path, vision: str, seed: int = 0) -> Path:
 
 
 def write_qwen_vl(folder: Path, kind: str, seed: int = 0) -> Path:
-    """Qwen2-VL or Qwen2.5-VL: 56 pixels are 4 image tokens."""
+    """Qwen2-VL, Qwen2.5-VL, Qwen3-VL: 56 x 56 (64 x 64) pixels are 4 image tokens."""
     import transformers
 
-    from tests.conftest import tiny_tokenizer
-
-    tokenizer = tiny_tokenizer("qwen2")
-    tokenizer.add_tokens(VISION_TOKENS, special_tokens=True)
-    tokenizer.chat_template = QWEN2_VL_TEMPLATE
+    tokenizer = vision_tokenizer(VISION_TOKENS)
+    tokenizer.chat_template = INSTRUCT_TEMPLATE if kind == "qwen3_vl" else QWEN2_VL_TEMPLATE
     start, end, image, video = tokenizer.convert_tokens_to_ids(VISION_TOKENS)
     vision = {
-        "qwen2_vl": {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2},
+        "qwen2_vl": {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2, "patch_size": 14},
         "qwen2_5_vl": {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 64,
-                       "window_size": 56, "fullatt_block_indexes": [1]},
+                       "patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]},
+        "qwen3_vl": {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 64,
+                     "patch_size": 16, "num_position_embeddings": 36,
+                     "deepstack_visual_indexes": [0, 1]},
     }[kind]  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    text = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 320,
+        "max_position_embeddings": 1024, "bos_token_id": None, "eos_token_id": 2,
+    }  # fmt: skip
+    if kind == "qwen3_vl":
+        text |= {"head_dim": 16}
+        rope |= {"mrope_interleaved": True}
     config = transformers.AutoConfig.for_model(
-        kind,
-        text_config={
-            "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 320,
-            "max_position_embeddings": 1024, "bos_token_id": None, "eos_token_id": 2,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
-                                "mrope_section": [2, 3, 3]},
-        },
-        vision_config={"depth": 2, "num_heads": 2, "patch_size": 14, **vision},
+        kind, text_config={**text, "rope_parameters": rope},
+        vision_config={"depth": 2, "num_heads": 2, **vision},
         image_token_id=image, video_token_id=video, vision_start_token_id=start,
         vision_end_token_id=end, tie_word_embeddings=False,
     )  # fmt: skip
     save_model(folder, config, seed)
     tokenizer.save_pretrained(folder)
-    transformers.Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112).save_pretrained(
-        folder
-    )
+    side = 4 * vision["patch_size"]
+    transformers.Qwen2VLImageProcessorPil(
+        min_pixels=side**2, max_pixels=4 * side**2, patch_size=vision["patch_size"]
+    ).save_pretrained(folder)
     return folder
+
+
+def write_minicpm(folder: Path, seed: int = 0) -> Path:
+    """MiniCPM-V 4.6 with two of three layers of linear attention: 64 x 64 pixels are 4 image
+    tokens, larger pictures up to four slices more."""
+    import transformers
+    from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import (
+        MiniCPMV4_6ImageProcessorPil,
+    )
+
+    names = {
+        "image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
+        "image_start_token": "<image>", "image_end_token": "</image>",
+        "slice_start_token": "<slice>", "slice_end_token": "</slice>",
+        "image_id_start_token": "<image_id>", "image_id_end_token": "</image_id>",
+    }  # fmt: skip
+    tokenizer = vision_tokenizer(list(names.values()), names)
+    tokenizer.chat_template = MINICPM_TEMPLATE
+    config = transformers.AutoConfig.for_model(
+        "minicpmv4_6",
+        text_config={
+            "model_type": "qwen3_5_text", "hidden_size": 64, "intermediate_size": 128,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "head_dim": 16, "vocab_size": 320, "max_position_embeddings": 1024,
+            "bos_token_id": None, "eos_token_id": 2,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
+                                "partial_rotary_factor": 0.5},
+        },
+        vision_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                       "num_attention_heads": 2, "image_size": 128, "patch_size": 8},
+        insert_layer_id=0, image_size=64, tie_word_embeddings=False,
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+    )  # fmt: skip
+    save_model(folder, config, seed)
+    tokenizer.save_pretrained(folder)
+    MiniCPMV4_6ImageProcessorPil(
+        scale_resolution=64, patch_size=8, max_slice_nums=4
+    ).save_pretrained(folder)
+    return folder
+
+
+def vision_tokenizer(specials: list[str], named: dict[str, str] | None = None) -> Any:
+    """Qwen's with more special tokens; `named` become attributes, kept in the tokenizer's file."""
+    from transformers import PreTrainedTokenizerFast
+
+    from tests.conftest import byte_tokenizer
+
+    first = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_tokenizer([*first, *specials]), eos_token="<|im_end|>",
+        pad_token="<|endoftext|>", extra_special_tokens=named or {},
+    )  # fmt: skip
+    tokenizer.add_tokens(["<think>", "</think>"])  # words, not special, as in the published ones
+    return tokenizer
 
 
 def save_model(folder: Path, config: Any, seed: int) -> None:
@@ -87,7 +183,7 @@ def save_model(folder: Path, config: Any, seed: int) -> None:
     model = transformers.AutoModelForImageTextToText.from_config(config).eval()
     for name, weight in model.named_parameters():
         if weight.dim() > 1:
-            weight.data.normal_(std=0.1 if "visual" in name else 0.2)
+            weight.data.normal_(std=0.1 if "visual" in name or "vision" in name else 0.2)
     # what the published folders say: an evaluation must not sample
     model.generation_config.update(do_sample=True, temperature=2.0, repetition_penalty=1.5)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = [2, 0], 0

@@ -14,22 +14,17 @@ import torch
 
 from shared.conversations import encode
 from shared.options import DATA_ROOT, UserError
+from shared.vision_families import Layout
 from shared.vision_language import VisionLanguage, load_vision_language
+from tests.tiny_models import tiny_folder
 
 LENGTH = 10
-KINDS = ("llava_llama", "llava_qwen2", "blip2_opt", "blip2_t5", "qwen2_vl", "qwen2_5_vl")
+CHATTING = ("llava_llama", "llava_qwen2", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "minicpmv4_6")
+KINDS = (*CHATTING, "blip2_opt", "blip2_t5")
 # What shared/answering.py may be given: long and short prompts, one picture twice, none, another
 PROMPTS = ["what color is the shape ?", "is it red ? yes or no ? is it a star ?", "how many ?", "a"]
 SHOWN = [0, 2, None, 0]
 CHOICES = ["red", "blue circle", "how many are there ?", "star", "no shape is the circle"]
-QWEN_TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 # llava-hf/llava-1.5-7b-hf: nothing behind an answer but a blank, {% generation %} left out
 PUBLISHED_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': '}}"
@@ -41,52 +36,9 @@ PUBLISHED_TEMPLATE = (
 )
 
 
-def write_tiny_qwen(folder: Path, kind: str, tokenizer: Any) -> Path:
-    """A random Qwen2-VL or Qwen2.5-VL in the Hub layout: 56 pixels are 4 image tokens."""
-    import transformers
-
-    names = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-    tokenizer.add_tokens(names, special_tokens=True)
-    tokenizer.chat_template = QWEN_TEMPLATE
-    start, end, image, video = tokenizer.convert_tokens_to_ids(names)
-    vision = {
-        "qwen2_vl": {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2},
-        "qwen2_5_vl": {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 64,
-                       "window_size": 56, "fullatt_block_indexes": [1]},
-    }[kind]  # fmt: skip
-    config = transformers.AutoConfig.for_model(
-        kind,
-        text_config={
-            "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 320,
-            "max_position_embeddings": 1024, "bos_token_id": None, "eos_token_id": 2,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
-                                "mrope_section": [2, 3, 3]},
-        },
-        vision_config={"depth": 2, "num_heads": 2, "patch_size": 14, **vision},
-        image_token_id=image, video_token_id=video, vision_start_token_id=start,
-        vision_end_token_id=end, tie_word_embeddings=False,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = transformers.AutoModelForImageTextToText.from_config(config).eval()
-    for name, weight in model.named_parameters():
-        if weight.dim() > 1:
-            weight.data.normal_(std=0.1 if "visual" in name else 0.2)
-    # what the published folders say: an evaluation must not sample
-    model.generation_config.update(do_sample=True, temperature=2.0, repetition_penalty=1.5)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = [2, 0], 0
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    transformers.Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112).save_pretrained(
-        folder
-    )
-    return folder
-
-
 @pytest.fixture(scope="module")
 def folders(
     tiny_llava_folder: Callable[..., Path],
-    llava_parts: dict[str, Callable[..., Any]],
     write_tiny_blip2: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
@@ -96,8 +48,8 @@ def folders(
         "llava_qwen2": tiny_llava_folder("siglip", "qwen2"),
         **{f"blip2_{k}": write_tiny_blip2(root / f"blip2_{k}", k) for k in ("opt", "t5")},
         **{
-            kind: write_tiny_qwen(root / kind, kind, llava_parts["tokenizer"]("qwen2"))
-            for kind in ("qwen2_vl", "qwen2_5_vl")
+            kind: tiny_folder(kind, root / kind)
+            for kind in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "minicpmv4_6")
         },
     }
 
@@ -124,13 +76,14 @@ def photos(pictures: list) -> list:
 def inputs_of(
     asker: VisionLanguage, photo: Any, prompt: str, behind: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """What transformers' own model takes for one picture and prompt, pixels and all."""
+    """What transformers' own model takes for one prompt and its picture, or list of pictures."""
     family = asker.family
-    own = {} if photo is None else dict(family.image_processor([photo], return_tensors="pt"))
-    n = family.n_image_tokens
-    if "image_grid_thw" in own:
-        n = int(own["image_grid_thw"].prod()) // 4
-    ids = torch.tensor([[*family.prompt_ids(prompt, 0 if photo is None else n), *behind]])
+    photos = photo if isinstance(photo, list) else [] if photo is None else [photo]
+    own = dict(family.image_processor(photos, return_tensors="pt")) if photos else {}
+    own = {name: own[name] for name in ("pixel_values", "image_grid_thw", "target_sizes")
+           if name in own}  # fmt: skip
+    layouts = [family.layout(*one.size) for one in photos]
+    ids = torch.tensor([[*family.prompt_ids(prompt, layouts, asker.tags_are_meant), *behind]])
     if own:
         own["pixel_values"] = own["pixel_values"].to(family.model.dtype)
     inputs = {**own, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -372,7 +325,10 @@ def test_the_picture_is_encoded_once_and_the_prompt_run_once(
     asker: VisionLanguage, photos: list
 ) -> None:
     """80 classes with two names each and more cost one prompt a job and short continuations."""
-    towers, decoders = Counter(tower(asker)), Counter(asker.family.decoder)
+    decoder = asker.family.decoder
+    if asker.family.config.model_type == "minicpmv4_6":  # its head is applied to one place alone
+        decoder = decoder.model
+    towers, decoders = Counter(tower(asker)), Counter(decoder)
     encoders = Counter(asker.family.decoder.encoder) if is_t5(asker) else None
     names = ["red star", "blue circle", "no", "how many", "yes"] * 32
     try:
@@ -386,6 +342,8 @@ def test_the_picture_is_encoded_once_and_the_prompt_run_once(
         assert len(towers.shapes) == 1  # the patches of both, in one call
         n_patches = 4 * sum(len(picture.vectors) for picture in features)
         assert towers.shapes[0][0] == n_patches
+    elif asker.family.config.model_type == "minicpmv4_6":
+        assert towers.shapes == [(1, 3)]  # both pictures with their slices in one strip of patches
     else:
         assert [shape[0] for shape in towers.shapes] == [2]
     ids = [asker.family.choice_ids(name, asker.family.lead("a")) for name in names]
@@ -412,7 +370,7 @@ def test_llava_asks_and_answers_as_in_training(askers: dict[str, VisionLanguage]
             said = [{"from": who, "value": text} for who, text in turns]
             row = {"conversations": said, "image": "a.jpg"}
             learned = encode(row, family.tokenizer, None, family.n_image_tokens)["input_ids"]
-            prompt = family.prompt_ids("what is it ?", family.n_image_tokens)
+            prompt = family.prompt_ids("what is it ?", [Layout(family.n_image_tokens)])
             answer = family.choice_ids(choice, family.lead("what is it ?"))
             end = learned[len(prompt) + len(answer) :]
             assert learned[: -len(end)] == prompt + answer
@@ -426,7 +384,7 @@ def test_a_choice_begins_with_a_blank_where_the_models_answers_do(
     leads = {kind: asker.family.lead(asked) for kind, asker in askers.items()}
     assert leads == {
         "llava_llama": " ", "llava_qwen2": "", "blip2_opt": " ", "blip2_t5": "", "qwen2_vl": "",
-        "qwen2_5_vl": "",
+        "qwen2_5_vl": "", "qwen3_vl": "", "minicpmv4_6": "",
     }  # fmt: skip
     opt = askers["blip2_opt"].family
     assert (opt.lead(""), opt.lead("a photo of "), opt.lead("a photo of")) == ("", "", " ")
@@ -444,7 +402,7 @@ def test_the_published_template_can_be_asked(
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": PUBLISHED_TEMPLATE}))
     asker = load_vision_language(str(folder), device="cpu", max_new_tokens=LENGTH)
     family = asker.family
-    text = family.tokenizer.decode(family.prompt_ids("what is it ?", 2))
+    text = family.tokenizer.decode(family.prompt_ids("what is it ?", [Layout(2)]))
     assert text == "<s>USER: <image><image>\nwhat is it ? ASSISTANT:"
     assert family.tokenizer.decode(family.choice_ids("red", family.lead("a"))) == " red"
     assert family.end_ids == {2}
@@ -476,7 +434,7 @@ def test_a_sentencepiece_choice_has_the_tokens_of_the_whole_text(
     config = AutoConfig.from_pretrained(folders["llava_llama"])
     config.image_token_id = config.image_token_index = vocabulary["<image>"]
     family = LlavaFamily(folders["llava_llama"], config, tokenizer, CLIPImageProcessor())
-    prompt = family.prompt_ids("what", 1)
+    prompt = family.prompt_ids("what", [Layout(1)])
     choice = family.choice_ids("red", family.lead("what"))
     assert tokenizer.convert_ids_to_tokens(choice) == ["▁red"]
     whole = tokenizer("USER: <image>\nwhat ASSISTANT: red")["input_ids"]
@@ -487,8 +445,8 @@ def test_what_is_typed_stays_text(asker: VisionLanguage, photos: list) -> None:
     """A typed picture tag or end token would ask for features that are not there, or end a turn."""
     family = asker.family
     for typed in ("<image>", "<|image_pad|>", "</s>", "<|im_end|>"):
-        plain = family.prompt_ids("a ?", 3)
-        ids = family.prompt_ids(f"a {typed} ?", 3)
+        plain = family.prompt_ids("a ?", [Layout(3, slices=(3,))])
+        ids = family.prompt_ids(f"a {typed} ?", [Layout(3, slices=(3,))])
         assert ids.count(family.image_token_id) == plain.count(family.image_token_id) == 3
         assert sum(i in family.end_ids for i in ids) == sum(i in family.end_ids for i in plain)
 
@@ -497,9 +455,10 @@ def test_the_places_for_a_picture_are_counted_before_the_forward_pass(
     asker: VisionLanguage, photos: list
 ) -> None:
     features = asker.encode_images(photos[:1])
-    ids = torch.tensor([asker.family.prompt_ids("a", len(features[0].vectors) - 1)])
-    with pytest.raises(UserError, match=r"prompt 0 of the batch has \d+ image tokens for a pict"):
-        asker.embed(ids, features)
+    n = len(features[0].vectors) - 1
+    ids = torch.tensor([asker.family.prompt_ids("a", [Layout(n, slices=(n,))])])
+    with pytest.raises(UserError, match=r"prompt 0 of the batch has \d+ image tokens for pict"):
+        asker.embed(ids, [features])
     if asker.family.config.model_type != "blip-2":  # transformers' BLIP-2 looks at nothing then
         n = asker.family.n_image_tokens
         assert len(features[0].vectors) <= n
@@ -530,7 +489,9 @@ def test_choices_that_cannot_be_scored_are_told(askers: dict[str, VisionLanguage
 
 
 def test_folders_that_cannot_be_asked_say_why(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"clip .*supported: llava, blip-2, qwen2_vl, qwen2_5_vl"):
+    with pytest.raises(
+        UserError, match=r"clip .*supported: llava, blip-2, qwen2_vl, qwen2_5_vl, q"
+    ):
         load_vision_language(str(DATA_ROOT / "toy_models" / "clip"))
     folder = copied(folders["llava_llama"], tmp_path / "no_template")
     set_template(folder, None)
