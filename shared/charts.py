@@ -409,7 +409,8 @@ def training_curve(
     synthetic: bool,
     n_validation: int,
 ) -> bytes:
-    """Loss (left axis) and the validation figure `eval_<selection>` (right axis, 0 to 1) by step.
+    """Loss (left axis) and the validation figure `eval_<selection>` (right axis, from 0 to 1, or to
+    its largest value where it has no such bound: CIDEr) by step.
 
     `rows` are those of metrics.jsonl; `n_validation` is how many samples the figure is of. With
     selection "loss" there is no right axis.
@@ -432,7 +433,8 @@ def training_curve(
             right.spines["right"].set_visible(True)
             label = f"validation {selection} (n {n_validation:,})"
             right.set_ylabel(label)
-            right.set_ylim(0, 1.02)  # the whole range, or noise would look like progress
+            # the whole range, or noise would look like progress
+            right.set_ylim(0, 1.02 * max(1.0, *(value for _, value in points)))
             (line,) = right.plot(*zip(*points, strict=True), color=WIN, marker="s")
             handles, labels = [*handles, line], [*labels, label]
         mark = "SYNTHETIC data or model: no measure of a real one\n" if synthetic else ""
