@@ -33,7 +33,7 @@ from shared.caption_score import compare_captions, score_captions
 from shared.comparison import adjust
 from shared.options import UserError
 from shared.runs import Run
-from shared.significance import PairedComparison, compare_paired
+from shared.significance import PairedComparison, compare_paired, holm
 from shared.verification import ScoreRun
 
 Row = Mapping[str, Any]
@@ -235,7 +235,8 @@ def macro_f1_row(pairs: Sequence[tuple[Row, Row]], seed: int) -> Figures:
 
 
 def metric_rows_of_all(runs: Sequence[Run], seed: int = 0) -> list[Figures]:
-    """`metric_rows` of every two runs, by metric; `p_holm` is adjusted over the pairs of each.
+    """`metric_rows` of every two runs, by metric; `p_holm`, and `p_wilcoxon`, are adjusted
+    over the pairs of each.
 
     `runs` hold the same samples (`shared.comparison_many.common_questions`); `pair` are the two
     runs' places.
@@ -247,4 +248,6 @@ def metric_rows_of_all(runs: Sequence[Run], seed: int = 0) -> list[Figures]:
             own.append(row | {"pair": list(places)})
     for rows in families.values():
         adjust(rows)
+        for row, p in zip(rows, holm([row["p_wilcoxon"] for row in rows]), strict=True):
+            row["p_wilcoxon"] = p
     return [row for rows in families.values() for row in rows]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_clip_llava_lora.report_texts import TEXTS
+from qwen_clip_llava_lora.scoring import by_language, likelihood
 from shared import charts
 from shared import comparison_sections as parts
 from shared.comparison import describe, is_unusable, locate
@@ -24,7 +25,6 @@ from shared.report import (
     Chart,
     Charts,
     Gallery,
-    Language,
     Report,
     Row,
     Section,
@@ -40,250 +40,209 @@ CARDS = 6  # of each kind of example
 MOST_CLASSES_DRAWN = 30  # of a confusion matrix
 SHOWN_METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr", "METEOR",
                  "METEOR_nltk")  # fmt: skip
-Words = Mapping[str, str]
+WORDS = TEXTS["en"]
+LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 
-def make_report(run: Run, language: Language) -> Report:
-    words = TEXTS[language]
-    labels = TEXTS[charts.chart_language(language)]  # those that the charts' fonts can draw
-    metrics = run.metrics
-    sections = [Section("answers", words["answers"], answer_tables(metrics, words))]
+def make_report(run: Run) -> Report:
+    metrics, config = run.metrics, run.config
+    sections = [Section("answers", "Answers", [answer_table(metrics)])]
     if "reason" not in metrics["captions"]:
-        tables = [caption_table(metrics["captions"], words)]
-        sections.append(Section("captions", words["captions"], tables))
+        sections.append(Section("captions", "Captions", [caption_table(metrics["captions"])]))
     if metrics["classification"]:
-        blocks = class_blocks(metrics, words, labels)
-        sections.append(Section("classes", words["classes"], blocks))
-    if "reason" not in metrics["likelihood"]:
-        table = likelihood_table(run, words)
-        sections.append(Section("likelihood", words["likelihood"], [table]))
+        sections.append(Section("classes", "Classes", class_blocks(metrics)))
     sections += [
-        Section("examples", words["examples"], galleries(run, words)),
-        Section("what-ran", words["what_ran"], what_ran(run, words)),
+        Section("likelihood", "Likelihood", [likelihood_block(run)]),
+        Section("examples", "Examples", galleries(run)),
+        Section("what-ran", "What ran", what_ran(run)),
     ]
-    figure = metrics["accuracy"]
-    n_scored = sum(row["score"] is not None for row in run.scored.values())
-    data = f"{run.config['data']} ({run.config['task']})"
-    verdict = words["verdict_run"].format(
-        metric=metrics["metric"], value=percent(figure["value"]), n=n_scored, data=data,
-        interval=interval(figure.get("low"), figure.get("high")),
-    )  # fmt: skip
-    if "reason" not in metrics["likelihood"]:
-        value = f"{metrics['likelihood']['per_sample']['value']:.3f}"
-        verdict += " " + words["verdict_likelihood"].format(value=value)
     banner = []
     if metrics["trained_on_scored"]:
-        banner.append(words["trained_on_scored"].format(run=run.name, data=run.config["data"]))
-    if run.config["pictures"] == "shuffled":
-        banner.append(f"{run.name}: {words['shuffled']}")
-    tuned = f" + {run.config['adapter']}" if run.config["adapter"] else ""
+        banner.append(WORDS["trained_on_scored"].format(run=run.name, data=config["data"]))
+    if config["pictures"] == "shuffled":
+        banner.append(f"{run.name}: {WORDS['shuffled']}")
+    figure = metrics["accuracy"]
     return Report(
-        title=words["title_run"].format(name=run.name),
-        subtitle=f"{run.config['model']}{tuned} · {words['questions'].format(n=len(run.scored))}",
-        verdict=verdict,
-        tiles=tiles(metrics, words),
+        title=f"Evaluation of {run.name}",
+        subtitle=f"{config['model']}{' + ' + config['adapter'] if config['adapter'] else ''} · "
+        f"{len(run.scored):,} samples",
+        verdict=f"{metrics['metric']}: {percent(figure['value'])} "
+        f"{interval(figure.get('low'), figure.get('high'))} over {figure['n']:,} samples of "
+        f"{config['data']} ({config['task']} data).",
+        tiles=tiles(metrics),
         sections=sections,
-        language=language,
-        synthetic=synthetic_notice(metrics, words),
-        banner_title=words["banner_title"],
+        synthetic=synthetic_notice(metrics, WORDS),
+        banner_title=WORDS["banner_title"],
         banner=banner,
     )
 
 
-def tiles(metrics: Mapping[str, Any], words: Words) -> list[Tile]:
-    headline, counts = metrics["accuracy"], metrics["counts"]
-    shown = [Tile(metrics["metric"], percent(headline["value"]), limits(headline, words))]
-    if metrics["metric"] != "exact match":
-        exact = metrics["exact_match"]
-        shown.append(Tile(words["exact_match"], percent(exact["value"]), limits(exact, words)))
+def tiles(metrics: Mapping[str, Any]) -> list[Tile]:
+    counts = metrics["counts"]
+    shown = {metrics["metric"]: metrics["accuracy"], "exact match": metrics["exact_match"]}
     if metrics["classification"]:
-        macro = metrics["classification"]["macro_f1"]
-        shown.append(Tile(words["m macro_f1"], percent(macro["value"]), limits(macro, words)))
+        shown["macro-F1"] = metrics["classification"]["macro_f1"]
+    found = [Tile(name, percent(own["value"]), limits(own)) for name, own in shown.items()]
     if "reason" not in metrics["captions"]:
         for language, scores in metrics["captions"].items():
-            value = scores["corpus"]["CIDEr"]
-            if value is not None:
-                own = scores["intervals"]["CIDEr"]
-                note = f"{words[f'lang {language}']}, n {scores['n']}; {limits(own, words)}"
-                shown.append(Tile("CIDEr", f"{value:.3f}", note))
+            if scores["corpus"]["CIDEr"] is not None:
+                note = f"{LANGUAGES[language]}, n {scores['n']}; "
+                note += limits(scores["intervals"]["CIDEr"])
+                found.append(Tile("CIDEr", f"{scores['corpus']['CIDEr']:.3f}", note))
     if "reason" not in metrics["likelihood"]:
-        for key in ("per_sample", "per_token"):
-            own = metrics["likelihood"][key]
-            label = words["m log_likelihood" if key == "per_sample" else "m per_token"]
-            shown.append(Tile(label, f"{own['value']:.3f}", limits(own, words)))
+        own = metrics["likelihood"]["per_sample"]
+        found.append(Tile("log-likelihood, nats a sample", f"{own['value']:.3f}", limits(own)))
     odd = f"{counts['errors']} / {counts['empty']} / {counts['cut']}"
-    return [*shown, Tile(words["tile_errors"], odd)]
+    return [*found, Tile("Errors / empty / cut", odd)]
 
 
-def limits(figure: Mapping[str, Any], words: Words) -> str:
+def limits(figure: Mapping[str, Any]) -> str:
     if figure.get("low") is None:
         return figure.get("note", "")
-    return words["interval_note"].format(interval=interval(figure["low"], figure["high"]))
+    return WORDS["interval_note"].format(interval=interval(figure["low"], figure["high"]))
 
 
-def answer_tables(metrics: Mapping[str, Any], words: Words) -> list[Block]:
+def answer_table(metrics: Mapping[str, Any]) -> Table:
     """Headline, exact match and token F1; the published protocols; how it is scored."""
     rows = [
-        (metrics["metric"], "", metrics["accuracy"]),
-        (words["exact_match"], "", metrics["exact_match"]),
-        *((words["m token_f1"], words[f"lang {name}"], figure)
+        (f"{metrics['metric']} (the headline)", metrics["accuracy"]),
+        ("exact match", metrics["exact_match"]),
+        *((f"token F1, {LANGUAGES[name]}: {figure['tokens']}", figure)
           for name, figure in metrics["token_f1"].items()),
-        *((name, who["published_under_it"], who)
-          for name, who in (metrics["protocols"] or {}).items()),
-        (words["without_errors"], "", metrics["excluding_errors"]),
+        *((f"VQA accuracy, {name}: {figure['published_under_it']}", figure)
+          for name, figure in (metrics["protocols"] or {}).items()),
+        ("the headline without errors", metrics["excluding_errors"]),
     ]  # fmt: skip
-    table = Table(
-        header=[words["metric"], "", words["n"], words["u points"], ""],
+    rules = [metrics["exact_match_rule"], metrics["language"]["rule"], metrics["metric_reason"]]
+    return Table(
+        header=["Metric", "n", "%", "95 % interval"],
         rows=[
-            Row([name, of, f"{figure['n']:,}", percent(figure["value"]),
+            Row([name, f"{figure['n']:,}", percent(figure["value"]),
                  interval(figure.get("low"), figure.get("high"))], figure["n"])
-            for name, of, figure in rows
+            for name, figure in rows
         ],
-        text_columns=(0, 1),
+        note=f"Exact match: {'. '.join(filter(None, rules))}.",
     )  # fmt: skip
-    rules = [metrics["exact_match_rule"], metrics["language"]["rule"]]
-    rules += [f"token F1, {name}: {f['tokens']}" for name, f in metrics["token_f1"].items()]
-    rules += [metrics["metric_reason"]] if metrics["metric_reason"] else []
-    listed = Table(header=[words["rules"]], rows=[Row([rule]) for rule in rules])
-    return [table, listed]
 
 
-def caption_table(captions: Mapping[str, Any], words: Words) -> Table:
+def caption_table(captions: Mapping[str, Any]) -> Table:
     """A row a metric, a column a language; two languages have no figure together."""
     names = [name for name in SHOWN_METRICS
              if any(name in scores["corpus"] for scores in captions.values())]  # fmt: skip
 
     def cell(scores: Mapping[str, Any], name: str) -> str:
-        value = scores["corpus"].get(name)
+        value, own = scores["corpus"].get(name), scores["intervals"].get(name, {})
         if value is None:
             return "–"
-        own = scores["intervals"].get(name, {})
-        low, high = own.get("low"), own.get("high")
-        return f"{value:.4f}" + ("" if low is None else f" [{low:.4f}, {high:.4f}]")
+        limits = "" if own.get("low") is None else f" [{own['low']:.4f}, {own['high']:.4f}]"
+        return f"{value:.4f}{limits}"
 
-    said = {f"{words[f'lang {name}']}: {scores['tokenizer']}" for name, scores in captions.items()}
-    notes = dict.fromkeys(note for scores in captions.values() for note in scores["notes"].values())
+    said = [f"{LANGUAGES[name]}: {scores['tokenizer']}" for name, scores in captions.items()]
+    notes = [f"{name}: {note}" for scores in captions.values()
+             for name, note in scores["notes"].items() if note]  # fmt: skip
     return Table(
-        header=[words["metric"],
-                *(f"{words[f'lang {name}']} (n {scores['n']:,})"
-                  for name, scores in captions.items())],
+        header=["Metric", *(f"{LANGUAGES[name]} (n {scores['n']:,})"
+                            for name, scores in captions.items())],
         rows=[Row([name, *(cell(scores, name) for scores in captions.values())])
               for name in names],
-        note=words["caption_note"].format(
-            tokenizer="; ".join(sorted(said)), notes="; ".join(filter(None, notes))
-        ),
+        note=f"{'; '.join(dict.fromkeys(said + notes))}. Intervals of 95 % draw pictures.",
     )  # fmt: skip
 
 
-def class_blocks(metrics: Mapping[str, Any], words: Words, labels: Words) -> list[Block]:
+def class_blocks(metrics: Mapping[str, Any]) -> list[Block]:
     """Per class, the confusion matrix, and the answers that are no class."""
     found = metrics["classification"]
-    blocks: list[Block] = [class_table(found, words["m class"], words)]
+    blocks: list[Block] = [class_table(found, "Matched by name")]
     if metrics["classification_by_likelihood"]:
         likeliest = metrics["classification_by_likelihood"]
-        blocks.append(class_table(likeliest, words["m likeliest"], words))
+        blocks.append(class_table(likeliest, "The likeliest class name"))
     confusion = found["confusion"]
     if len(confusion["columns"]) <= MOST_CLASSES_DRAWN:
         png = charts.heat_map(
             confusion["rows"], confusion["columns"], confusion["counts"],
-            x_label=labels["axis_said"], y_label=labels["axis_true"],
+            x_label="class named" , y_label="true class",
         )  # fmt: skip
-        blocks.append(Charts([Chart(png, words["confusion"], words["alt_confusion"])]))
+        alt = "Counts of true classes (rows) by named classes (columns)."
+        blocks.append(Charts([Chart(png, "Which class was taken for which", alt)]))
     matches = ", ".join(f"{how} {n}" for how, n in found["matches"].items())
     blocks.append(
         Table(
-            header=[words["sample"], words["answer"], words["how"]],
+            header=["Sample", "Answer", "How"],
             rows=[Row([row["sample_id"], row["answer"] or "", row["match"]])
                   for row in found["unmatched_answers"]],
-            title=words["unmatched"],
-            note=words["unmatched_note"].format(
-                n=found["unmatched"], total=found["accuracy"]["n"], matches=matches,
-                rule=found["rule"],
-            ),
+            title="Answers that name no class, or several",
+            note=f"{found['unmatched']} of {found['accuracy']['n']}, the first of them shown; they "
+            f"count as wrong. All answers: {matches}. Matched: {found['rule']}.",
             text_columns=(0, 1, 2),
         )
     )  # fmt: skip
     return blocks
 
 
-def class_table(found: Mapping[str, Any], title: str, words: Words) -> Table:
-    def cell(value: float | None) -> str:
-        return "–" if value is None else f"{value:.2f}"
-
+def class_table(found: Mapping[str, Any], title: str) -> Table:
     keys = ("precision", "recall", "f1")
-    macro = found["macro_f1"]
     return Table(
-        header=[words["class"], words["n"], words["said_count"], *(words[key] for key in keys)],
+        header=["Class", "n", "Said", "Precision, %", "Recall, %", "F1, %"],
         rows=[
-            Row([name, f"{row['n']:,}", f"{row['said']:,}", *(cell(row[key]) for key in keys)],
-                row["n"])
+            Row([name, f"{row['n']:,}", f"{row['said']:,}",
+                 *("–" if row[key] is None else f"{row[key]:.2f}" for key in keys)], row["n"])
             for name, row in found["per_class"].items()
         ],
-        title=f"{title}: {parts.with_interval(found['accuracy'])} %; {words['m macro_f1']} "
-        f"{parts.with_interval(macro)} %",
+        title=f"{title}: accuracy {parts.with_interval(found['accuracy'])} %, macro-F1 "
+        f"{parts.with_interval(found['macro_f1'])} %",
     )  # fmt: skip
 
 
-def likelihood_table(run: Run, words: Words) -> Table:
-    from qwen_clip_llava_lora.scoring import by_language, likelihood
-
-    every = list(run.scored.values())
-    groups = [(words["all"], run.metrics["likelihood"])]
-    languages = by_language(every)
+def likelihood_block(run: Run) -> Block:
+    """Over all samples, and of each language where there are two."""
+    whole = run.metrics["likelihood"]
+    if "reason" in whole:
+        return Text([f"None: {whole['reason']}."])
+    groups = {"all": whole}
+    languages = by_language(list(run.scored.values()))
     if len(languages) > 1:
-        groups += [(words[f"lang {name}"], likelihood(rows, run.config["seed"]))
-                   for name, rows in languages.items()]  # fmt: skip
-    known = [(name, found) for name, found in groups if "reason" not in found]
-    missed = run.metrics["likelihood"]["not_scored"]
+        groups |= {LANGUAGES[name]: likelihood(rows, run.config["seed"])
+                   for name, rows in languages.items()}  # fmt: skip
+    missed = whole["not_scored"]
+    first = f" ({missed['first']})" if missed["n"] else ""
     return Table(
-        header=[words["language"], words["n"], words["per_sample"], words["per_token"],
-                words["perplexity"]],
+        header=["Language", "n", "Nats a sample", "Nats a token", "Perplexity"],
         rows=[
             Row([name, f"{found['per_sample']['n']:,}", parts.with_interval(found["per_sample"]),
                  parts.with_interval(found["per_token"]), f"{found['perplexity']:.3f}"],
                 found["per_sample"]["n"])
-            for name, found in known
+            for name, found in groups.items() if "reason" not in found
         ],
-        note=words["likelihood_note"].format(
-            n=missed["n"], first=f" ({missed['first']})" if missed["n"] else ""
-        ),
+        note="Log-likelihood of the reference answers, the end token not counted. A token's is the "
+        "mean over samples of each one's mean; perplexity is of all tokens together. "
+        f"{missed['n']} could not be scored{first}.",
     )  # fmt: skip
 
 
-def galleries(run: Run, words: Words) -> list[Block]:
+def galleries(run: Run) -> list[Block]:
     """Worst and best by headline, then by likelihood; answers that are none."""
     scored = [row for row in run.scored.values() if row["score"] is not None]
     odd = [row for row in run.scored.values() if is_unusable(run.records[row["sample_id"]])]
-
-    def order(row: Mapping[str, Any]) -> tuple[float, float]:
-        return row["score"], row.get("log_likelihood") or 0.0
-
-    blocks: list[Block] = []
-    for name, rows in (
-        ("worst", sorted(scored, key=order)),
-        ("best", sorted(scored, key=order, reverse=True)),
-    ):
-        chosen = rows[:CARDS]
-        note = words["by_score"].format(
-            shown=len(chosen), total=len(scored),
-            end=words["lowest" if name == "worst" else "highest"],
-            likely=words["less_likely" if name == "worst" else "more_likely"],
-        )  # fmt: skip
-        cards = [card(run, row, words) for row in chosen]
-        blocks.append(Gallery(words[name], note if cards else "", cards))
-    note = words["all_shown"].format(total=len(odd)) if len(odd) <= CARDS else f"{CARDS}/{len(odd)}"
-    blocks.append(Gallery(words["unusable"], note if odd else "",
-                          [card(run, row, words) for row in odd[:CARDS]]))  # fmt: skip
-    return blocks
+    ordered = sorted(scored, key=lambda row: (row["score"], row.get("log_likelihood") or 0.0))
+    of_equals = f"of {len(scored)} samples; of equals, the {{}} likely reference first"
+    return [
+        Gallery(title, f"{min(CARDS, len(rows))} {note}." if rows else "",
+                [card(run, row) for row in rows[:CARDS]])
+        for title, note, rows in (
+            ("Worst", of_equals.format("less"), ordered),
+            ("Best", of_equals.format("more"), ordered[::-1]),
+            (WORDS["unusable"], f"of {len(odd)}", odd),
+        )
+    ]  # fmt: skip
 
 
-def card(run: Run, row: Mapping[str, Any], words: Words) -> Card:
+def card(run: Run, row: Mapping[str, Any]) -> Card:
     record = run.records[row["sample_id"]]
-    answer = parts.said(words["answer"], record, row["score"], words)
+    answer = parts.said("Answer", record, row["score"], WORDS)
     if row.get("log_likelihood") is not None:
-        value = f"{row['log_likelihood']:.3f} ({row['reference_tokens']})"
-        answer = replace(answer, details=[*answer.details, (words["likelihood_card"], value)])
-    return parts.question_card(record, [answer], picture_finder([run]), words)
+        value = f"{row['log_likelihood']:.3f} nats, {row['reference_tokens']} tokens"
+        answer = replace(answer, details=[*answer.details, ("reference", value)])
+    return parts.question_card(record, [answer], picture_finder([run]), WORDS)
 
 
 def picture_finder(runs: Sequence[Run]) -> Callable[[Mapping[str, Any]], Path]:
@@ -297,7 +256,7 @@ def picture_finder(runs: Sequence[Run]) -> Callable[[Mapping[str, Any]], Path]:
     return find
 
 
-def what_ran(run: Run, words: Words) -> list[Block]:
+def what_ran(run: Run) -> list[Block]:
     described = describe(run)
-    statements = parts.data_statements([(run, described)], words)
-    return [Text(statements), *parts.option_tables([(run.name, described)], words)]
+    statements = parts.data_statements([(run, described)], WORDS)
+    return [Text(statements), *parts.option_tables([(run.name, described)], WORDS)[1:]]

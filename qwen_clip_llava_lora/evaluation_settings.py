@@ -21,7 +21,7 @@ TOY_DEFAULTS = {
     "batch_size": 64,
 }
 # What adds figures or lines to a run and changes no answer in it: not part of config.json.
-BESIDE_THE_ANSWERS = ("likelihood", "label_scoring", "language", "index")
+BESIDE_THE_ANSWERS = ("likelihood", "label_scoring", "index")
 
 
 @dataclass
@@ -82,7 +82,6 @@ class EvaluateOptions(ModelOptions, ToyOptions):
         metadata={"help": "this one row of the data, everything printed, nothing written; with "
                   "--adapter base and tuned"},
     )  # fmt: skip
-    language: Literal["en", "zh"] = field(default="en", metadata={"help": "of report.html"})
     output_dir: str | None = field(
         default=None,
         metadata={"help": "run folder (default: outputs/qwen_clip_llava_lora/NAME OF THE RUN)"},

@@ -182,7 +182,7 @@ def prompt_of(sample: Sample) -> str:
     """The human text with its tags; several turns as `Turns`, which shows their text."""
     if len(sample.turns) == 1:
         return sample.turns[0][1]
-    from shared.vision_families import Turns
+    from shared.vision_families import Turns  # imports torch
 
     return Turns(sample.turns)
 
@@ -288,7 +288,7 @@ def run_config(options: EvaluateOptions, found: Samples) -> dict[str, Any]:
         task=found.task,
         classes=list(found.classes),
         asked={
-            "template": template_hash(folder),
+            "template": template_hash(options.adapter, folder),
             "image_handling": options.image_handling,
             "max_new_tokens": options.max_new_tokens,
             "decoding": "greedy",
@@ -312,8 +312,11 @@ def samples_hash(samples: Sequence[Sample], what: Callable[[Sample], Any]) -> st
     return digest.hexdigest()[:16]
 
 
-def template_hash(folder: Path) -> str | None:
-    """Of the chat template in the model's folder, which writes the prompt around the text."""
+def template_hash(adapter: str | None, folder: Path) -> str | None:
+    """Of the chat template, which writes the prompt around the text: the adapter's own where one
+    was saved beside it (`shared.vision_language` takes that), else the model folder's."""
+    if adapter and (Path(adapter) / "processor_config.json").is_file():
+        folder = Path(adapter)
     text = None
     if (folder / "chat_template.jinja").is_file():
         text = (folder / "chat_template.jinja").read_text(encoding="utf-8")

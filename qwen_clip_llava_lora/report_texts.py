@@ -1,4 +1,4 @@
-"""This experiment's words in the reports of evaluate.py and compare.py, beside the shared ones.
+"""This experiment's words on the pages of compare.py, beside the shared ones.
 
 Both languages have the same keys. Text alone: nothing is computed here.
 
@@ -47,27 +47,27 @@ OWN: dict[str, dict[str, str]] = {
         "contrast": "Contrast",
         "metrics_table": "Every metric",
         "metric": "Metric",
-        "unit": "Unit",
-        "test": "Test",
         "first_run": "First",
         "second_run": "Second",
-        "wilcoxon": "p (Wilcoxon)",
         "metrics_note": "Second minus first over the same samples; intervals of 95 % draw "
-        "pictures. BLEU, CIDEr, ROUGE-L and METEOR of the two runs are drawn and swapped at the "
-        "same pictures, METEOR as the mean of its captions. Each row is a test of its own: with "
-        "many rows one of twenty falls below 0.05 by chance. A coloured edge: p is at most 0.05.",
+        "pictures. Each row is a test of its own: with many rows one of twenty falls below 0.05 by "
+        "chance. A coloured edge: p is at most 0.05. ",
         "metrics_note_many": "Second minus first over the same samples; intervals of 95 % draw "
-        "pictures. p (Holm): adjusted over the pairs of each metric. A coloured edge: it is at "
-        "most 0.05.",
+        "pictures. p (Holm): adjusted over the pairs of each metric, Wilcoxon's likewise. A "
+        "coloured edge: it is at most 0.05. ",
+        "tests_note": "Tests: exact McNemar for right or wrong answers about a picture each, else "
+        "sign flips by picture; for captions the two runs' captions are swapped within pictures "
+        "and the figure computed anew (METEOR as the mean of its captions). Macro-F1 has an "
+        "interval and no test.",
         "chart_likelihood": "Log-likelihood of the references, per token",
         "alt_likelihood": "Histogram of the samples, the first run upwards, the second downwards.",
         "axis_nats": "nats a token",
         "axis_share": "samples, %",
         "no_likelihood": "No likelihoods to compare: {reason}.",
         "likelihood_verdict": "Log-likelihood of the references: {base} → {tuned} nats a sample, "
-        "{difference} {interval}, p {p}.",
-        "m log_likelihood": "log-likelihood of a reference",
-        "m per_token": "log-likelihood of a token",
+        "{difference} {interval}, p {p} (sign flips), {wilcoxon} (Wilcoxon).",
+        "m log_likelihood": "log-likelihood, a sample",
+        "m per_token": "log-likelihood, a token",
         "m exact_match": "exact match",
         "m token_f1": "token F1",
         "m vqa": "VQA accuracy (official-2021)",
@@ -78,52 +78,10 @@ OWN: dict[str, dict[str, str]] = {
         "u points": "%",
         "u figure": "0–1",
         "u cider": "0–10",
-        "captions swapped within images": "captions swapped within images",
-        "wilcoxon-signed-rank": "Wilcoxon",
-        # one run
-        "title_run": "Evaluation of {name}",
-        "verdict_run": "{metric}: {value} {interval} over {n:,} samples of {data}.",
-        "verdict_likelihood": "The references have a log-likelihood of {value} nats a sample.",
-        "likelihood": "Likelihood",
-        "captions": "Captions",
-        "classes": "Classes",
-        "answers": "Answers",
-        "language": "Language",
         "lang en": "English",
         "lang zh": "Chinese",
-        "figure": "Figure",
         "class": "Class",
-        "precision": "Precision, %",
-        "recall": "Recall, %",
         "f1": "F1, %",
-        "said_count": "Said",
-        "confusion": "Which class was taken for which",
-        "alt_confusion": "Counts of true classes (rows) by named classes (columns).",
-        "axis_true": "true class",
-        "axis_said": "class named",
-        "unmatched": "Answers that name no class, or several",
-        "unmatched_note": "{n} of {total}; they count as wrong. Matched: {matches}. {rule}.",
-        "sample": "Sample",
-        "answer": "Answer",
-        "how": "How",
-        "caption_note": "{tokenizer}. Intervals of 95 % draw pictures. {notes}",
-        "likelihood_note": "Nats, end token not counted; a token's is the mean over samples of "
-        "each one's mean. Perplexity is of all tokens together. {n} references could not be "
-        "scored{first}.",
-        "per_sample": "A sample",
-        "per_token": "A token",
-        "perplexity": "Perplexity",
-        "tile_errors": "Errors / empty / cut",
-        "worst": "Worst",
-        "best": "Best",
-        "likelihood_card": "log-likelihood",
-        "by_score": "The {shown} of {total} with the {end} score; of equals, the {likely} "
-        "reference first.",
-        "lowest": "lowest",
-        "highest": "highest",
-        "less_likely": "less likely",
-        "more_likely": "likelier",
-        "rules": "How answers are scored",
     },
     "zh": {
         "chart_answer_types": "各语言的主要得分",
@@ -158,25 +116,25 @@ OWN: dict[str, dict[str, str]] = {
         "contrast": "对比",
         "metrics_table": "全部指标",
         "metric": "指标",
-        "unit": "单位",
-        "test": "检验",
         "first_run": "前",
         "second_run": "后",
-        "wilcoxon": "p（Wilcoxon）",
-        "metrics_note": "同一批样本上后一次减前一次；95 % 区间按图片抽样。BLEU、CIDEr、ROUGE-L 和 "
-        "METEOR 在相同图片上成对抽样和交换，METEOR 取各描述的平均。每一行是一次单独的检验："
+        "metrics_note": "同一批样本上后一次减前一次；95 % 区间按图片抽样。每一行是一次单独的检验："
         "行数多时，二十行中约有一行会偶然低于 0.05。彩色边表示 p 不超过 0.05。",
         "metrics_note_many": "同一批样本上后一次减前一次；95 % 区间按图片抽样。p（Holm）："
-        "在每个指标的各对之间校正。彩色边表示它不超过 0.05。",
+        "在每个指标的各对之间校正，Wilcoxon 亦同。彩色边表示它不超过 0.05。",
+        "tests_note": "检验：每张图片只有一个回答、且非对即错时用精确 McNemar 检验，"
+        "否则按图片翻转符号；"
+        "图片描述指标把两次运行的描述在图片内交换后重新计算（METEOR 取各描述的平均）。"
+        "宏平均 F1 只有区间，没有检验。",
         "chart_likelihood": "参考答案每个词元的对数似然",
         "alt_likelihood": "样本的直方图：前一次向上，后一次向下。",
         "axis_nats": "每个词元的 nat",
         "axis_share": "样本，%",
         "no_likelihood": "没有可比较的似然：{reason}。",
         "likelihood_verdict": "参考答案的对数似然：每个样本 {base} → {tuned} nat，"
-        "{difference} {interval}，p {p}。",
-        "m log_likelihood": "参考答案的对数似然",
-        "m per_token": "每个词元的对数似然",
+        "{difference} {interval}，p {p}（符号翻转），{wilcoxon}（Wilcoxon）。",
+        "m log_likelihood": "对数似然，每个样本",
+        "m per_token": "对数似然，每个词元",
         "m exact_match": "完全匹配",
         "m token_f1": "词元 F1",
         "m vqa": "VQA 准确率（official-2021）",
@@ -187,49 +145,10 @@ OWN: dict[str, dict[str, str]] = {
         "u points": "%",
         "u figure": "0–1",
         "u cider": "0–10",
-        "captions swapped within images": "图片内交换描述",
-        "wilcoxon-signed-rank": "Wilcoxon",
-        "title_run": "评测：{name}",
-        "verdict_run": "{metric}：{value} {interval}，{data} 的 {n:,} 个样本。",
-        "verdict_likelihood": "参考答案的对数似然为每个样本 {value} nat。",
-        "likelihood": "似然",
-        "captions": "图片描述",
-        "classes": "类别",
-        "answers": "回答",
-        "language": "语言",
         "lang en": "英文",
         "lang zh": "中文",
-        "figure": "数字",
         "class": "类别",
-        "precision": "精确率，%",
-        "recall": "召回率，%",
         "f1": "F1，%",
-        "said_count": "说出次数",
-        "confusion": "类别之间的混淆",
-        "alt_confusion": "真实类别（行）被说成各类别（列）的次数。",
-        "axis_true": "真实类别",
-        "axis_said": "说出的类别",
-        "unmatched": "没有说出类别或说出几个类别的回答",
-        "unmatched_note": "{total} 个中有 {n} 个；算作错误。匹配方式：{matches}。规则：{rule}.",
-        "sample": "样本",
-        "answer": "回答",
-        "how": "匹配",
-        "caption_note": "{tokenizer}。95 % 区间按图片抽样。{notes}",
-        "likelihood_note": "单位 nat，不计结束符；每个词元一栏是各样本均值的平均。"
-        "困惑度按全部词元计算。{n} 个参考答案无法计算{first}。",
-        "per_sample": "每个样本",
-        "per_token": "每个词元",
-        "perplexity": "困惑度",
-        "tile_errors": "错误 / 空 / 截断",
-        "worst": "最差",
-        "best": "最好",
-        "likelihood_card": "对数似然",
-        "by_score": "{total} 个中得分{end}的 {shown} 个；得分相同时，参考答案{likely}的在前。",
-        "lowest": "最低",
-        "highest": "最高",
-        "less_likely": "似然较低",
-        "more_likely": "似然较高",
-        "rules": "评分规则",
     },
 }
 NAMING = ("better", "worse", "unclear", "summary_base", "summary_tuned")  # hold names or the metric

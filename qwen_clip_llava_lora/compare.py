@@ -1,0 +1,214 @@
+"""Two or more runs of evaluate.py side by side: what changed, how sure that is, on which pictures.
+
+Base, LoRA, full, several sizes: pairs the samples of the runs, tests the difference of every metric
+(likelihood of the references, exact match, captions, classes; Holm's correction over the pairs of
+three runs and more), and writes a page that needs nothing but itself. Runs over other samples or
+prompts are refused, or shown under a red banner with `--force`.
+
+    python qwen_clip_llava_lora/compare.py RUN RUN              # folders of evaluate.py, base first
+    python qwen_clip_llava_lora/compare.py RUN RUN RUN --names base lora full
+    python qwen_clip_llava_lora/compare.py --toy                # the runs of the toy pipeline
+
+Reads config.json, environment.json, predictions.jsonl, scored.jsonl, metrics.json of the runs and
+the pictures of the gallery. Writes report.html and comparison.json.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from qwen_clip_llava_lora.comparing import metric_rows, metric_rows_of_all, plain_reasons, scorer
+from qwen_clip_llava_lora.scoring import PUBLISHED_UNDER
+from qwen_clip_llava_lora.settings import RUNS
+from shared.comparison import compare, pair_up
+from shared.comparison_many import (
+    common_questions,
+    compare_all,
+    questions_of,
+    reasons_against_all,
+    short_names,
+)
+from shared.options import (
+    UserError,
+    check_output_folder,
+    guarded,
+    parse_options,
+    portable_path,
+    write_json,
+)
+from shared.report import Report, write_report
+from shared.runs import Run, read_run
+
+TOY_RUNS = [RUNS / "toy_pipeline" / name for name in ("merged", "align", "course")]
+
+
+@dataclass
+class CompareOptions:
+    """What is compared, and the page"""
+
+    runs: list[str] | None = field(
+        default=None, metadata={"help": "two to six run folders of evaluate.py, the base first"}
+    )
+    names: list[str] | None = field(
+        default=None, metadata={"help": "what the page calls them (default: what tells them apart)"}
+    )
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "where the report goes (default: "
+                  "outputs/qwen_clip_llava_lora/compare_NAMES)"},
+    )  # fmt: skip
+    language: Literal["en", "zh"] = field(
+        default="en", metadata={"help": "of the page and the summary"}
+    )
+    seed: int = field(default=0, metadata={"help": "of the gallery's sample and the resampling"})
+    force: bool = field(
+        default=False, metadata={"help": "compare what is not comparable, under a red banner"}
+    )
+    toy: bool = field(
+        default=False, metadata={"help": "without runs: those of the toy pipeline (toy_pipeline/)"}
+    )
+
+
+def main(options: CompareOptions) -> None:
+    # Read
+    runs = [read_run(folder) for folder in chosen_folders(options)]
+    names = options.names or short_names(runs)
+    if len(names) != len(runs):
+        raise UserError(f"--names: {len(names)} names for {len(runs)} runs")
+    reasons = plain_reasons(reasons_against_all(runs, scorer(runs)))
+    if reasons and not options.force:
+        listed = "\n  ".join(reasons)
+        raise UserError(
+            f"these runs should not be compared:\n  {listed}\n"
+            "Run evaluate.py again with the same options for all, or give --force: the report then "
+            "compares the common samples under a red banner."
+        )
+    folder = Path(options.output_dir or RUNS / f"compare_{'_'.join(names)}"[:200])
+    check_output_folder(folder)
+
+    # Compare and report
+    make = two_runs if len(runs) == 2 else several_runs
+    comparison, report, said = make(options, runs, names, reasons, folder)
+    write_json(folder / "comparison.json", comparison | {"not_comparable": reasons})
+    write_report(folder / "report.html", report)
+    print(said)
+
+
+def chosen_folders(options: CompareOptions) -> list[Path]:
+    """The given folders, or with --toy those of the toy pipeline. Raises UserError for others."""
+    if options.runs and len(options.runs) > 1:
+        return [Path(folder) for folder in options.runs]
+    if options.toy and not options.runs:
+        return TOY_RUNS
+    finished = sorted(portable_path(path.parent) for path in RUNS.glob("**/scored.jsonl"))
+    there = "\n  ".join(finished) or "none yet: evaluate.py --toy makes one"
+    raise UserError(f"give two runs or more: compare.py RUN RUN. Finished ones here:\n  {there}")
+
+
+def two_runs(
+    options: CompareOptions,
+    runs: Sequence[Run],
+    names: Sequence[str],
+    reasons: Sequence[str],
+    folder: Path,
+) -> tuple[dict[str, Any], Report, str]:
+    """Figures, page and summary of two runs."""
+    from qwen_clip_llava_lora.compare_page import likelihood_lines
+    from qwen_clip_llava_lora.report_texts import texts_for
+    from shared.comparison_report import make_report, summary
+
+    base, tuned = runs
+    texts = texts_for(names, base.metrics["metric"])
+    comparison = compare(base, tuned, protocols=PUBLISHED_UNDER, seed=options.seed)
+    report = make_report(comparison, base, tuned, pair_up(base, tuned), texts=texts,
+                         **page_settings(options, runs, reasons))  # fmt: skip
+    rows = metric_rows(base, tuned, options.seed)
+    path = portable_path(folder / "report.html")
+    said = summary(comparison, reasons, path, texts[options.language])
+    lines = likelihood_lines(rows, names, texts[options.language])
+    return (
+        comparison | {"metrics": rows},
+        with_own(report, rows, runs, names, texts, options.language),
+        "\n".join([*lines, said]),
+    )
+
+
+def several_runs(
+    options: CompareOptions,
+    runs: Sequence[Run],
+    names: Sequence[str],
+    reasons: Sequence[str],
+    folder: Path,
+) -> tuple[dict[str, Any], Report, str]:
+    """The same of three runs and more."""
+    from qwen_clip_llava_lora.compare_page import likelihood_lines
+    from qwen_clip_llava_lora.report_texts import TEXTS
+    from shared.comparison_many_report import make_report_of_all, summary_of_all
+
+    comparison = compare_all(runs, names=names, seed=options.seed)
+    runs = common_questions(runs)
+    report = make_report_of_all(comparison, runs, questions_of(runs), texts=TEXTS,
+                                **page_settings(options, runs, reasons))  # fmt: skip
+    rows = metric_rows_of_all(runs, options.seed)
+    path = portable_path(folder / "report.html")
+    said = summary_of_all(comparison, reasons, path, TEXTS[options.language])
+    lines = likelihood_lines(rows, names, TEXTS[options.language])
+    return (
+        comparison | {"metrics": rows},
+        with_own(report, rows, runs, names, TEXTS, options.language),
+        "\n".join([*lines, said]),
+    )
+
+
+def with_own(
+    report: Report,
+    rows: list[dict[str, Any]],
+    runs: Sequence[Run],
+    names: Sequence[str],
+    texts: dict[str, dict[str, str]],
+    language: Literal["en", "zh"],
+) -> Report:
+    """The page with this experiment's own section in front."""
+    from qwen_clip_llava_lora.compare_page import with_contrast
+    from shared.charts import chart_language
+
+    labels = texts[chart_language(language)]
+    return with_contrast(report, rows, runs, names, texts[language], labels)
+
+
+def page_settings(
+    options: CompareOptions, runs: Sequence[Run], reasons: Sequence[str]
+) -> dict[str, Any]:
+    from qwen_clip_llava_lora.evaluation_report import picture_finder
+
+    return {
+        "reasons": reasons,
+        "find_picture": picture_finder(runs),
+        "language": options.language,
+        "made_by": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+    }
+
+
+def runs_first(argv: Sequence[str]) -> list[str]:
+    """`RUN RUN --flag` is `--runs RUN RUN --flag`; a leading .yaml of options stays what it is."""
+    argv = list(argv)
+    given = bool(argv) and not argv[0].startswith("-")
+    return ["--runs", *argv] if given and Path(argv[0]).suffix not in (".yaml", ".yml") else argv
+
+
+if __name__ == "__main__":
+    guarded(
+        lambda: main(
+            parse_options(
+                CompareOptions,
+                description=__doc__.split("\n")[0],
+                argv=runs_first(sys.argv[1:]),
+            )
+        )
+    )
