@@ -79,7 +79,6 @@ TOY: dict[str, dict[str, Any]] = {
     "medical_ct": {
         "data": [str(TOY_SETS / "medtrinity" / "prepared")],
         "projector": str(RUNS / "toy_align"),
-        "train_projector": True,
         "max_steps": 300,
         "per_device_train_batch_size": 16,
         "learning_rate": 2e-3,
@@ -90,7 +89,6 @@ TOY: dict[str, dict[str, Any]] = {
     "emotion": {
         "data": [str(TOY_SETS / "affectnet" / "prepared")],
         "projector": str(RUNS / "toy_align"),
-        "train_projector": True,
         "max_steps": 300,
         "per_device_train_batch_size": 16,
         "learning_rate": 2e-3,
