@@ -26,7 +26,7 @@ Language = Literal["en", "zh"]
 Match = Literal["exact", "contained", "several classes", "no class"]
 
 EXACT_MATCH_RULE = (
-    "equal to a reference after normalisation: English in lower case without punctuation and "
+    "Equal to a reference after normalisation: English in lower case without punctuation and "
     "articles (SQuAD's script), Chinese without punctuation and blanks (NFKC)"
 )
 TOKEN_F1_RULES: dict[Language, str] = {
@@ -34,11 +34,11 @@ TOKEN_F1_RULES: dict[Language, str] = {
     "zh": "characters; runs of Latin letters and digits are words",
 }
 LANGUAGE_RULE = (
-    "a text is Chinese when at least half of its tokens are Chinese characters; a sample has the "
-    "language of its first reference"
+    "A text is Chinese when at least half of its tokens are Chinese characters; a sample has the "
+    "language of its row's answer, and caption references in another language are left out"
 )
 CLASS_RULE = (
-    "the normalised answer is the class's normalised name, or holds, as whole words, the name of "
+    "The normalised answer is the class's normalised name, or holds, as whole words, the name of "
     "one class alone; a name inside a longer one ('dog' in 'hot dog') does not count"
 )
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

@@ -158,7 +158,7 @@ def wilcoxon(
     differences = [fmean(values) for values in by_picture.values()]
     if len(differences) < 2 or not any(differences):
         return None
-    return float(signed_rank(differences).pvalue)
+    return float(f"{signed_rank(differences).pvalue:.6g}")
 
 
 def likelihood_rows(pairs: Sequence[tuple[Row, Row]], seed: int) -> list[Figures]:

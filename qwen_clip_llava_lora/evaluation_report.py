@@ -172,7 +172,7 @@ def class_blocks(metrics: Mapping[str, Any]) -> list[Block]:
                   for row in found["unmatched_answers"]],
             title="Answers that name no class, or several",
             note=f"{found['unmatched']} of {found['accuracy']['n']}, the first of them shown; they "
-            f"count as wrong. All answers: {matches}. Matched: {found['rule']}.",
+            f"count as wrong. All answers: {matches}. {found['rule']}.",
             text_columns=(0, 1, 2),
         )
     )  # fmt: skip
