@@ -155,7 +155,9 @@ def _of_records(
     kind, classes = described.get("kind"), tuple(described.get("classes") or ())
     if not described:
         kind, classes = _kind_of_rows(rows, first)
-    return Data(rows, rows.image_root, kind, classes, _name(path), "conversations", path)
+    name = described.get("name")
+    name = _name(path) if not name else name if path.stem == "train" else f"{name}_{path.stem}"
+    return Data(rows, rows.image_root, kind, classes, name, "conversations", path)
 
 
 def _of_columns(

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from qwen_clip_llava_lora import toy_affectnet, toy_captions, toy_medtrinity
-from qwen_clip_llava_lora.settings import TOY_SETS
+from qwen_clip_llava_lora.settings import TOY_SETS, TOY_SHARES
 from shared.toy_world import chinese, pictures, questions, sets, shapes
 from shared.toy_world.recipe import recipe_hash
 from shared.toy_world.sets import ensure_set
@@ -24,6 +24,23 @@ SHARED = (shapes, pictures, questions, chinese, sets)
 
 def _recipe(module: ModuleType) -> str:
     return recipe_hash([Path(str(m.__file__)) for m in (*SHARED, module)])
+
+
+def ensure_prepared(name: str) -> Path:
+    """What `prepare_data.py --toy --dataset NAME` writes, made when it is missing; its folder."""
+    from qwen_clip_llava_lora.preparing import prepare
+
+    ensure = {
+        "cc3m": ensure_cc3m,
+        "descriptions": ensure_descriptions,
+        "medtrinity": ensure_medtrinity,
+        "affectnet": ensure_affectnet,
+    }
+    root = ensure[name]()
+    prepared = root / "prepared"
+    if not (prepared / "dataset.json").is_file():
+        prepare(name, root, prepared, **TOY_SHARES)
+    return prepared
 
 
 def ensure_cc3m(root: Path = TOY_SETS / "cc3m_595k", redraw: bool = False) -> Path:
