@@ -20,6 +20,8 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 MAX_PIXELS = (
     178_956_970  # Pillow's own limit for a decompression bomb, made an error instead of a warning
 )
+ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 lie on their side
+SIDEWAYS = (5, 6, 7, 8)
 
 # model: as its config.json or adapter says it was trained; pad: a mean-coloured square around the
 # picture (LLaVA v1.5); crop: the middle square; resize: squeezed to a square.
@@ -131,12 +133,16 @@ def squared(
 
 
 def header_size(path: Path | str) -> tuple[int, int]:
-    """(width, height) from the header alone, pixels not decoded. Raises ImageError."""
+    """(width, height) as `open_image` shows it, turned as its EXIF says; from the header alone,
+    pixels not decoded. Raises ImageError."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
             width, height = image.size
+            # without EXIF in the header Pillow would read the whole of a PNG in search of it
+            if "exif" in image.info and image.getexif().get(ORIENTATION) in SIDEWAYS:
+                width, height = height, width
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such picture") from error
     except IsADirectoryError as error:

@@ -163,6 +163,21 @@ def test_one_bit_and_grey_become_rgb(tmp_path):
 # Headers and folders
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8])
+def test_header_size_is_that_of_the_picture_as_shown(tmp_path, suffix, orientation):
+    """Models whose image tokens follow from the size count them before a picture is decoded."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    file = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (60, 40), "red").save(file, exif=exif)
+    shown = open_image(file).size
+    assert header_size(file) == shown == ((40, 60) if orientation in (6, 8) else (60, 40))
+
+
 def test_header_size_decodes_no_pixels(tmp_path, monkeypatch):
     """The check of a whole training set reads headers: 100,000 decodes would take minutes."""
     noise(640, 480).save(tmp_path / "a.jpg")
