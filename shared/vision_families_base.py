@@ -85,7 +85,7 @@ class Turns(str):
         self.turns = own
         return self
 
-    def __getnewargs__(self) -> tuple[Any, ...]:  # a copy or a pickle is made of turns again
+    def __getnewargs__(self) -> tuple[Any, ...]:  # a copy is made of the turns again
         return (self.turns,)
 
 

@@ -3,6 +3,7 @@ image processors make, losses equal to transformers' own."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import torch
 
 from qwen_clip_llava_lora.encoding import (
     batch_inputs,
+    check_counts,
     encode_row,
     n_picture_tokens,
     picture_inputs,
 )
 from shared.options import IGNORE_INDEX, UserError
 from shared.vision_families import Family, open_family
-from tests.tiny_models import KINDS, tiny_folder
+from tests.tiny_models import KINDS, THINKING_TEMPLATE, tiny_folder
 
 SIZES = [(50, 40), (90, 60), (60, 110), (56, 56), (300, 20), (17, 400), (640, 480), (113, 112)]
 
@@ -90,7 +92,7 @@ QWEN_ROUNDS = LLAVA_ROUNDS.replace("@16\n", "<|vision_start|>@4<|vision_end|>")
 @pytest.mark.parametrize(
     ("kind", "text"),
     [("llava", LLAVA_ROUNDS), ("llava_siglip", LLAVA_ROUNDS), ("qwen2_vl", QWEN_ROUNDS),
-     ("qwen2_5_vl", QWEN_ROUNDS)],
+     ("qwen2_5_vl", QWEN_ROUNDS), ("qwen3_vl", QWEN_ROUNDS)],
 )  # fmt: skip
 def test_a_row_is_the_templates_text_and_its_answers_are_learned(
     families: dict[str, Family], kind: str, text: str
@@ -155,7 +157,48 @@ def test_rows_that_cannot_be_learned_are_named(family: Family) -> None:
             encode_row(family, row, sizes)
 
 
+def test_a_thought_is_learned_empty_where_the_template_opens_one(
+    folders: dict[str, Path], families: dict[str, Family], tmp_path: Path
+) -> None:
+    """The Thinking folder's prompt ends inside a thought, MiniCPM-V's behind an empty one."""
+    folder = tmp_path / "thinking"
+    shutil.copytree(folders["qwen3_vl"], folder)
+    (folder / "chat_template.jinja").write_text(THINKING_TEMPLATE, encoding="utf-8")
+    row = row_of(("human", "<image>\nWhat?"), ("gpt", "A cat."), images=1)
+    thinking, minicpm = open_family(folder), families["minicpmv4_6"]
+    encoded = encode_row(thinking, row, [(64, 64)])
+    assert learned(thinking, encoded) == ["\n</think>\n\nA cat.<|im_end|>"]
+    prompt = thinking.prompt_ids("What?", [thinking.layout(64, 64)])
+    assert encoded["input_ids"][: len(prompt)] == prompt
+    answer = thinking.choice_ids("A cat.", thinking.lead("What?"))
+    assert encoded["input_ids"][len(prompt) :][: len(answer)] == answer
+    encoded = encode_row(minicpm, row, [(64, 64)])
+    assert learned(minicpm, encoded) == ["A cat.<|im_end|>"]
+    assert readable(minicpm, encoded["input_ids"]) == (
+        "<|im_start|>user\n<image_id>0</image_id><image>@4</image>\nWhat?<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\nA cat.<|im_end|>\n"
+    )
+    rounds = row_of(("human", "A"), ("gpt", "B"), ("human", "C"), ("gpt", "D"))
+    for family in (thinking, minicpm):
+        with pytest.raises(UserError, match=r"row 'r': .* rows of one question each"):
+            encode_row(family, rounds, [])
+
+
 # Pictures
+
+
+def test_places_are_counted_before_the_forward_pass(family: Family) -> None:
+    """A header that lied: the row was encoded for another size than the picture's."""
+    row = row_of(("human", "<image>\nWhat?"), ("gpt", "A cat."), images=1)
+    told = (113, 112)
+    if family.config.model_type == "llava":  # all sizes alike: a picture is missing
+        ids, shown = encode_row(family, row, [told])["input_ids"], []
+    else:
+        ids, shown = encode_row(family, row, [told])["input_ids"], [picture((60, 60))]
+    right = picture_inputs(family, [picture(told)])
+    check_counts(family, torch.tensor([ids]), right)
+    with pytest.raises(UserError, match=r"the batch has \d+ image tokens for pictures of \d+"):
+        check_counts(family, torch.tensor([ids]), picture_inputs(family, shown))
 
 
 def test_counts_from_the_header_are_those_of_the_image_processor(family: Family) -> None:

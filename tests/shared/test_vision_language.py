@@ -4,6 +4,7 @@ likelihoods equal whole forward passes, and the dear steps are counted."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -587,7 +588,9 @@ def test_blip2_answers_as_its_experiment(askers: dict[str, VisionLanguage], phot
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["llava_llama", "blip2_opt", "qwen2_vl"])
+@pytest.mark.parametrize(
+    "kind", ["llava_llama", "blip2_opt", "qwen2_vl", "qwen3_vl", "minicpmv4_6"]
+)
 def test_only_the_language_model_is_quantised(
     folders: dict[str, Path], kind: str, photos: list
 ) -> None:
@@ -600,7 +603,7 @@ def test_only_the_language_model_is_quantised(
     }  # fmt: skip
     assert four_bit
     assert all("language_model" in name for name in four_bit)
-    assert not any("lm_head" in name for name in four_bit)
+    assert not any(re.search("lm_head|in_proj_[ab]$", name) for name in four_bit)
     features = asker.encode_images(photos[:1])
     assert len(asker.answer(features, [0], ["what color ?"])) == 1
     (scores,) = asker.choice_log_probs(features, [0], ["what color ?"], [["red", "blue"]])
@@ -717,7 +720,9 @@ def test_adapters_that_do_not_fit_here_say_what_to_give(
         load_vision_language(str(folder), device="cpu", adapter=str(adapter))
 
 
-@pytest.mark.parametrize("kind", ["llava_qwen2", "blip2_opt", "qwen2_vl"])
+@pytest.mark.parametrize(
+    "kind", ["llava_qwen2", "blip2_opt", "qwen2_vl", "qwen3_vl", "minicpmv4_6"]
+)
 def test_plain_peft_folders_of_the_whole_model(
     folders: dict[str, Path], kind: str, tmp_path: Path, photos: list
 ) -> None:
