@@ -554,6 +554,7 @@ def toy_options(folder: Path, **flags: Any) -> DescribeOptions:
     )
 
 
+@pytest.mark.slow
 def test_a_served_toy_says_what_the_local_one_does(toy_endpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     before = toy_endpoint.n_answered
@@ -583,6 +584,7 @@ def test_a_served_toy_says_what_the_local_one_does(toy_endpoint, tmp_path, monke
     assert tokens[0] == tokens[1] > 0
 
 
+@pytest.mark.slow
 def test_examples_with_pictures_change_what_the_toy_says(toy_endpoint, tmp_path, monkeypatch):
     """Earlier turns with their pictures, in process and through the server."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
