@@ -11,6 +11,7 @@ import csv
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,7 +179,7 @@ def _affectnet_lines(path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
             raise UserError(
                 f"{path}: no column {', '.join(sorted(absent))}; found: {', '.join(columns)}"
             )
-        for fields in (*rows, *reader):
+        for fields in chain(rows, reader):
             line = reader.line_num if fields is not first else 1
             if len(fields) == len(columns):
                 yield line, dict(zip(columns, fields, strict=True))

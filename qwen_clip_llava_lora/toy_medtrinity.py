@@ -74,16 +74,16 @@ def ct_slice(key: str) -> tuple[bytes, str]:
     organs = rng.randint(1, 3)
     for x in rng.sample((18, 32, 46), organs):
         _ellipse(pen, x, 32 + rng.uniform(-3, 3), 5, 4, tissue + rng.randint(15, 30))
-    caption = f"There are {NUMBERS[organs]} objects" if organs > 1 else "There is one object"
+    caption = f"{NUMBERS[organs]} object{'s' if organs > 1 else ''} and "
     if rng.random() < HEALTHY_SHARE:
-        caption += " in the image and no other."
+        caption += "no other"
     else:
         form, size, place = rng.choice(FORMS), rng.choice([*SIZES]), rng.choice([*PLACES])
         radius = rng.uniform(*SIZES[size])
         x, y = (32 + side * rng.uniform(9, 10.5) for side in PLACES[place])
         grey = rng.choice((rng.randint(225, 250), rng.randint(15, 35)))
         _form(pen, form, (x, y), radius, rng.uniform(-0.2, 0.2), grey, tissue)
-        caption += f" in the image and a {size} {form} in the {place}."
+        caption += f"a {size} {form} in the {place}"
     picture = picture.filter(ImageFilter.GaussianBlur(SCALE * 0.3))
     buffer = io.BytesIO()
     picture.resize((SIZE, SIZE), Image.Resampling.BOX).save(buffer, "PNG")

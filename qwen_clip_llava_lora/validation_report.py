@@ -145,14 +145,14 @@ def write_html(path: Path, report: Mapping[str, Any]) -> None:
         for kind in ("question", "answer")
     ]
     blocks: list[Any] = [
-        Table(["Split", "Rows", "Pictures", "Languages"], sizes, text_columns=(0, 3)),
-        Table(["Characters", "Min", "Median", "Mean", "95 %", "Max"], texts),
+        Table(["Split", "Rows", "Pictures", "Languages"], sizes, "Rows", text_columns=(0, 3)),
+        Table(["Characters", "Min", "Median", "Mean", "95 %", "Max"], texts, "Lengths"),
     ]
     classes = sorted({label for split in splits.values() for label in split["classes"]})
     if classes:
         per_split = [[f"{s['classes'].get(c, 0):,}" for s in splits.values()] for c in classes]
         rows = [Row([c, *counts]) for c, counts in zip(classes, per_split, strict=True)]
-        blocks.append(Table(["Class", *splits], rows))
+        blocks.append(Table(["Class", *splits], rows, "Classes"))
     lost = [Row([reason, f"{n:,}"]) for reason, n in report["left_out"].items()]
     lost += [
         Row(["duplicate row", f"{report['duplicate_rows_left_out']:,}"]),
@@ -165,9 +165,9 @@ def write_html(path: Path, report: Mapping[str, Any]) -> None:
         for pair, n in report["leakage"]["pictures_in_two_splits"].items()
     ]
     listed = [*report["missing_pictures"]["first"], *report["bad_rows"]["first"]]
-    problems = Table(["The first ones"], [Row([text]) for text in listed] or [Row(["none"])])
+    problems = Table(["Row"], [Row([text]) for text in listed or ["none"]], "The first bad rows")
     options = [Row([name, str(value)]) for name, value in report["options"].items()]
-    verdict = f"{report['rows_kept']:,} of {report['rows_read']:,} rows can be used. "
+    verdict = f"{report['rows_kept']:,} of {report['rows_read']:,} rows are kept. "
     verdict += (
         f"{shared} pictures are in two splits: figures on them are not to be trusted."
         if shared
@@ -180,7 +180,6 @@ def write_html(path: Path, report: Mapping[str, Any]) -> None:
             subtitle=f"from {report['options']['source']}",
             verdict=verdict,
             tiles=[
-                Tile("rows kept", f"{report['rows_kept']:,}", f"of {report['rows_read']:,}"),
                 Tile("missing pictures", f"{missing:,}", tone="bad" if missing else "good"),
                 Tile("bad rows", f"{bad:,}", tone="bad" if bad else "good"),
                 Tile("pictures in two splits", f"{shared:,}", tone="bad" if shared else "good"),
@@ -191,8 +190,8 @@ def write_html(path: Path, report: Mapping[str, Any]) -> None:
                     "left_out",
                     "Left out",
                     [
-                        Table(["Why", "Rows"], lost),
-                        Table(["Pictures in two splits", "Pictures"], common),
+                        Table(["Why", "Rows"], lost, "By reason"),
+                        Table(["Splits", "Pictures"], common, "Pictures in two splits"),
                         problems,
                     ],
                 ),
@@ -202,6 +201,6 @@ def write_html(path: Path, report: Mapping[str, Any]) -> None:
                     [Table(["Option", "Value"], options, text_columns=(0, 1)), Text([NO_PICTURES])],
                 ),
             ],
-            synthetic="synthetic: toy data" if report["synthetic"] else "",
+            synthetic="toy data" if report["synthetic"] else "",
         ),
     )
