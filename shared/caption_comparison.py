@@ -24,20 +24,29 @@ from shared.caption_runs import (
     score_run,
 )
 from shared.caption_score import compare_captions
-from shared.comparison import Pair, describe, strata, synthetic_part, trained_on_scored
+from shared.comparison import (
+    CARDS,
+    describe,
+    drawn,
+    is_unusable,
+    pair_up,
+    strata,
+    synthetic_part,
+    trained_on_scored,
+)
 from shared.comparison_many import common_questions
 from shared.runs import Run
 from shared.significance import holm
 
 
-def rescored(runs: Sequence[Run]) -> list[Run]:
-    """The runs with the pictures that all of them hold, scored over these.
+def rescored(runs: Sequence[Run], seed: int = 0) -> list[Run]:
+    """The runs with the pictures that all of them hold, scored over these; `seed` of intervals.
 
     Raises UserError when there is none, and for more runs than a page can show.
     """
     again = []
     for run in common_questions(runs):
-        rows, metrics = score_run(list(run.records.values()), expected=len(run.records))
+        rows, metrics = score_run(list(run.records.values()), expected=len(run.records), seed=seed)
         scored = dict(zip(run.records, rows, strict=True))
         again.append(replace(run, scored=scored, metrics={**run.metrics, **metrics}))
     return again
@@ -71,11 +80,7 @@ def compare_all_captions(
         "captions": [run.metrics["captions"] for run in runs],
         "counts": [run.metrics["counts"] for run in runs],
         "pairs": pairs,
-        "gallery": {
-            name: {"total": total, "shown": [pair.sample_id for pair in chosen]}
-            for name, (total, chosen) in strata(first_and_last(runs), seed).items()
-            if name != "confident_errors"  # a caption is not simply wrong
-        },
+        "gallery": gallery(runs, seed),
     }  # fmt: skip
 
 
@@ -92,10 +97,15 @@ def _differences(base: Run, tuned: Run, seed: int) -> dict[str, dict[str, Any]]:
     return {name: asdict(found[name]) for name in named(found)}
 
 
-def first_and_last(runs: Sequence[Run]) -> list[Pair]:
-    """The gallery's pictures: what changed from the first run to the last, by their own CIDEr."""
-    first, last = runs[0], runs[-1]
-    return [
-        Pair(key, first.records[key], last.records[key], first.scored[key], last.scored[key])
-        for key in first.records
-    ]
+def gallery(runs: Sequence[Run], seed: int) -> dict[str, dict[str, Any]]:
+    """Pictures to show: what got better or worse from the first run to the last by its own CIDEr,
+    and where any run has an error, an empty caption or a cut one."""
+    pairs = pair_up(runs[0], runs[-1])
+    found = strata(pairs, seed)
+    found.pop("confident_errors", None)  # a caption is not simply wrong
+    unusable = [p for p in pairs if any(is_unusable(run.records[p.sample_id]) for run in runs)]
+    found["unusable"] = len(unusable), drawn(unusable, CARDS, seed)
+    return {
+        name: {"total": total, "shown": [pair.sample_id for pair in chosen]}
+        for name, (total, chosen) in found.items()
+    }

@@ -66,7 +66,9 @@ OWN: dict[str, dict[str, str]] = {
         "cider_note": "CIDEr-D weighs words by these pictures' references: it holds for this set "
         "only. A picture's CIDEr decides what is better or worse in the examples.",
         "completeness_captions": "Errors and empty captions count as empty in every metric.",
-        "prompt": "Prompt",
+        "drawn": "{limit:,} pictures drawn with seed {seed}",
+        "unusable": "Errors, empty and cut captions",
+        "chart_outcomes": "Pictures captioned better, equally well, worse",
     },
     "zh": {
         "title_captions": "{model}：图片描述对比",
@@ -88,7 +90,9 @@ OWN: dict[str, dict[str, str]] = {
         "cider_note": "CIDEr-D 按这些图片的参考描述给词加权，只对这一组图片成立。"
         "示例中的变好与变差以图片的 CIDEr 为准。",
         "completeness_captions": "出错与空描述在所有指标中都按空描述计。",
-        "prompt": "提示",
+        "drawn": "以种子 {seed} 抽取 {limit:,} 张图片",
+        "unusable": "出错、空和被截断的描述",
+        "chart_outcomes": "描述变好、相同、变差的图片",
     },
 }
 TEXTS: dict[str, dict[str, str]] = {language: SHARED[language] | OWN[language] for language in OWN}
@@ -111,7 +115,7 @@ def captions_compared(
     `page`: where the report will lie, for the summary; `settings`: the rest of
     `make_caption_report`. Raises UserError when there is no picture that all runs hold.
     """
-    runs = rescored(runs)
+    runs = rescored(runs, seed)
     comparison = compare_all_captions(runs, names=names, seed=seed)
     report = make_caption_report(comparison, runs, reasons=reasons, language=language, **settings)
     return comparison, report, caption_summary(comparison, reasons, page, language)
@@ -258,10 +262,22 @@ def results(comparison: Comparison, words: Words, labels: Words) -> list[Block]:
     chart = charts.accuracy_bars(
         [NAMES[name] for name in drawn], series, x_label=labels["axis_metrics"]
     )
+    outcomes = [
+        (charts.drawable(f"{NAMES[name]} {pair_name(comparison, pair)}", 30), row)
+        for pair in comparison["pairs"]
+        for name, row in pair["metrics"].items()
+        if name in HEADLINES
+    ]
+    shares = charts.outcome_bars(
+        [name for name, _ in outcomes],
+        [(row["wins"], row["ties"], row["losses"]) for _, row in outcomes],
+        [labels[f"{name}_label"] for name in ("better", "equal", "worse")],
+    )
     header, body = metric_cells(comparison, words)
     note = words["metrics_note"].format(n=comparison["n_pictures"], seed=comparison["seed"])
     return [
-        Charts([Chart(chart, words["chart_metrics"], words["alt_bars"])]),
+        Charts([Chart(chart, words["chart_metrics"], words["alt_bars"]),
+                Chart(shares, words["chart_outcomes"], words["alt_outcomes"])]),
         Table(header, [Row(cells, comparison["n_pictures"]) for cells in body],
               title=words["metrics"], note=note),
         *(pair_table(comparison, pair, words) for pair in comparison["pairs"]),
@@ -285,9 +301,12 @@ def metric_cells(comparison: Comparison, words: Words) -> tuple[list[str], list[
     return [words["metric"], *labels_of(comparison)], body
 
 
-def pair_table(comparison: Comparison, pair: Mapping[str, Any], words: Words) -> Table:
+def pair_name(comparison: Comparison, pair: Mapping[str, Any]) -> str:
     names = labels_of(comparison)
+    return f"{names[pair['first']]} → {names[pair['second']]}"
 
+
+def pair_table(comparison: Comparison, pair: Mapping[str, Any], words: Words) -> Table:
     def tone(row: Mapping[str, Any]) -> Tone:
         return {1: "good", -1: "bad", 0: ""}[direction(row)] if "p_holm" in row else ""
 
@@ -297,7 +316,7 @@ def pair_table(comparison: Comparison, pair: Mapping[str, Any], words: Words) ->
             Row(cells, row["n"], tone(row))
             for cells, row in zip(pair_cells(pair), pair["metrics"].values(), strict=True)
         ],
-        title=f"{names[pair['first']]} → {names[pair['second']]}",
+        title=pair_name(comparison, pair),
         note=words["differences_note"],
     )
 
@@ -342,12 +361,12 @@ def card(
             notes.append(words["cut_note"])
         answers.append(Answer(label, record["answer"], ", ".join(notes)))
     record = runs[0].records[key]
-    references = [(words["references"], text) for text in dict.fromkeys(record["references"])]
+    references = " / ".join(dict.fromkeys(record["references"]))
     return Card(
         picture=thumbnail(find_picture(record)),
-        title=record["prompt"].replace("<image>", "").strip() or words["no_question"],
+        title=str(record["image_id"]),
         answers=answers,
-        facts=references,
+        facts=[(words["references"], references)],
         note=record["image"],
     )
 
@@ -374,7 +393,7 @@ def copy_boxes(comparison: Comparison, words: Words) -> list[Block]:
     names = labels_of(comparison)
     tables = [markdown_table(*metric_cells(comparison, words))]
     for pair in comparison["pairs"]:
-        title = f"{names[pair['first']]} → {names[pair['second']]}"
+        title = pair_name(comparison, pair)
         tables.append(f"{title}\n\n{markdown_table(pair_header(words), pair_cells(pair))}")
     header = ["metric", *(f"{name} {key}" for name in names for key in ("value", "low", "high"))]
     rows = []

@@ -53,7 +53,7 @@ def are_caption_runs(runs: Sequence[Run]) -> bool:
 
 
 def score_run(
-    records: Sequence[Record], *, expected: int, meteor: bool = True
+    records: Sequence[Record], *, expected: int, meteor: bool = True, seed: int = 0
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Scored rows and metrics of a run that should hold `expected` records.
 
@@ -64,12 +64,14 @@ def score_run(
     if not records:
         nothing = {"value": None, "n": 0, "reason": NO_CAPTIONS}
         return [], metrics | {"metric": METRIC.format(tokenizer="none"), "accuracy": nothing}
-    scores = score_captions(references_of(records), candidates_of(records), meteor=meteor)
+    scores = score_captions(
+        references_of(records), candidates_of(records), meteor=meteor, seed=seed
+    )
     answered = [record for record in records if record["status"] == "ok"]
     without_errors = scores
     if 0 < len(answered) < len(records):
         without_errors = score_captions(
-            references_of(answered), candidates_of(answered), meteor=False
+            references_of(answered), candidates_of(answered), meteor=False, seed=seed
         )
     metrics |= {
         "metric": METRIC.format(tokenizer=scores["tokenizer"]),
