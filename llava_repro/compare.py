@@ -28,6 +28,7 @@ from typing import Any, Literal
 from llava_repro.chosen_runs import chosen_folders, find_picture, runs_first, task_of
 from llava_repro.evaluation_scoring import PUBLISHED_UNDER, scorer, verify_run
 from llava_repro.settings import RUNS
+from shared.caption_runs import are_caption_runs
 from shared.comparison import compare, pair_up
 from shared.comparison_many import (
     common_questions,
@@ -101,6 +102,8 @@ def main(options: CompareOptions) -> None:
     # Compare and report
     folder = Path(options.output_dir or RUNS / f"compare_{'_'.join(names)}"[:200])
     make = two_runs if len(runs) == 2 else several_runs
+    if are_caption_runs(runs):
+        make = runs_of_captions
     comparison, report, said = make(options, runs, names, reasons, folder)
     write_json(folder / "comparison.json", comparison | {"not_comparable": reasons})
     write_report(folder / "report.html", report)
@@ -145,6 +148,21 @@ def several_runs(
                                 **page_settings(options, runs, reasons))  # fmt: skip
     path = portable_path(folder / "report.html")
     return comparison, report, summary_of_all(comparison, reasons, path, TEXTS[options.language])
+
+
+def runs_of_captions(
+    options: CompareOptions,
+    runs: Sequence[Run],
+    names: Sequence[str],
+    reasons: Sequence[str],
+    folder: Path,
+) -> tuple[dict[str, Any], Report, str]:
+    """The same of any number of runs of --task caption."""
+    from shared.caption_report import captions_compared
+
+    page = portable_path(folder / "report.html")
+    return captions_compared(runs, names, page, seed=options.seed, model="LLaVA",
+                             **page_settings(options, runs, reasons))  # fmt: skip
 
 
 def page_settings(

@@ -8,6 +8,7 @@ command goes on where it was stopped. `--answers` scores another tool's file ins
     python llava_repro/evaluate.py --task file --toy --model outputs/llava_repro/RUN/model
     python llava_repro/evaluate.py --task textvqa --model llava-hf/llava-1.5-7b-hf --prompt no_ocr
     python llava_repro/evaluate.py --task file --data my_rows.jsonl --adapter RUN/adapter
+    python llava_repro/evaluate.py --task caption --toy
     python llava_repro/evaluate.py --task pope --answers theirs.jsonl
 
 Reads data/TASK in the official layout, or own rows. Writes to `outputs/llava_repro/RUN/`:
@@ -49,6 +50,7 @@ from llava_repro.evaluation_summary import print_figures
 from llava_repro.interchange import write_lines
 from llava_repro.judge import judge_undecided
 from llava_repro.tasks import Sample
+from shared import caption_runs
 from shared.answering import answer_questions
 from shared.endpoint import Endpoint
 from shared.options import (
@@ -105,9 +107,11 @@ def main(options: EvaluateOptions) -> None:
     write_lines(folder / "scored.jsonl", scored)
     write_json(folder / "metrics.json", metrics)
     write_answer_files(options, folder, samples, records, is_whole)
+    is_caption = task == caption_runs.TASK
     print_summary(
-        folder, records, metrics, print_figures,
+        folder, records, metrics, caption_runs.print_figures if is_caption else print_figures,
         seed=options.seed, has_adapter=bool(options.adapter),
+        change_line=caption_runs.change_line if is_caption else None,
     )  # fmt: skip
 
 

@@ -20,6 +20,8 @@ from llava_repro.interchange import read_llava, write_lines, write_llava, write_
 from llava_repro.tasks import TASKS, Sample, load_task, score_task, submission
 from llava_repro.tasks.common import LETTERS
 from llava_repro.tasks.pope import by_split
+from shared import caption_runs
+from shared.coco_captions import results_file
 from shared.estimates import by_group, estimate
 from shared.options import MissingError, UserError, manifest_value, write_json
 from shared.runs import Run
@@ -61,6 +63,8 @@ def sample_of(record: Record) -> Sample:
 
 def scorer(task: str) -> Callable[..., tuple[list[dict[str, Any]], dict[str, Any]]]:
     """`score_run(records, expected=...)` of a task, as verification and comparison take it."""
+    if task == caption_runs.TASK:
+        return caption_runs.score_again
 
     def score_run(
         records: Sequence[Record], *, expected: int
@@ -77,6 +81,10 @@ def score(
 
     A `skipped` record is a question that another tool's file does not answer: missing.
     """
+    if task == caption_runs.TASK:
+        scored, metrics = caption_runs.score_run(records, expected=expected)
+        official = {"n": len(scored), "accuracy": metrics["accuracy"]["value"]}
+        return scored, metrics | {"official": official}
     given = [record for record in records if record["status"] != "skipped"]
     scored, official = score_task(task, given, samples)
     with_score = [row for row in scored if row["score"] is not None]
@@ -122,6 +130,8 @@ def blind_metrics(options: EvaluateOptions, samples: Sequence[Sample]) -> dict[s
     `learned_from` says which.
     """
     told = [sample for sample in samples if sample.references]
+    if options.task == caption_runs.TASK:
+        return {"value": None, "n": 0, "reason": "captions have no commonest answer"}
     if not told:
         return {"value": None, "n": 0, "reason": "no question has a reference answer"}
     answers, learned_from = blind_answers(options, told)
@@ -224,6 +234,7 @@ def official_files(
         "gqa": f"{split}{part}_predictions.json",
         "textvqa": f"textvqa_{split}{part}_submission.json",
         "scienceqa": f"scienceqa_{split}{part}_result.json",
+        "caption": results_file(split or "", run, None if is_whole else len(samples)),
     }
     return {names[task or ""]: list(samples)}
 
@@ -233,7 +244,10 @@ def verify_run(run: Run) -> list[str]:
     task = run.config.get("task")
     if task not in TASKS:
         raise UserError(f"{run.folder}: not a run of llava_repro/evaluate.py (task {task!r})")
-    differing = verify(run, scorer(task))
+    if task == caption_runs.TASK:
+        differing = caption_runs.verify_captions(run)
+    else:
+        differing = verify(run, scorer(task))
     answers = run.folder / LLAVA_ANSWERS
     if answers.is_file():
         said = [r["answer"] for r in run.records.values() if r["status"] == "ok"]

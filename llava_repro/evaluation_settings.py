@@ -16,7 +16,7 @@ from shared.options import DATA_ROOT, ToyOptions, UserError
 
 TOY = DATA_ROOT / "toy"
 FIRST_SPLIT = {"pope": "all"}  # where the published figure is over all of them
-TOY_LIMITS = {"vqav2": 300, "pope": 600}  # of toy sets that are large for a laptop
+TOY_LIMITS = {"vqav2": 300, "pope": 600, "caption": 200}  # of toy sets that are large for a laptop
 JUDGE = ("judge_endpoint", "judge_model", "judge_concurrency")  # apart from the run's own answers
 
 
@@ -24,12 +24,16 @@ JUDGE = ("judge_endpoint", "judge_model", "judge_concurrency")  # apart from the
 class EvaluateOptions(AskingOptions, ToyOptions):
     """Questions and run"""
 
-    task: Literal["vqav2", "gqa", "textvqa", "scienceqa", "pope", "file"] | None = field(
-        default=None, metadata={"help": "which benchmark; file: your own rows (--data)"}
+    task: Literal["vqav2", "gqa", "textvqa", "scienceqa", "pope", "caption", "file"] | None = field(
+        default=None,
+        metadata={"help": "which benchmark; caption: COCO's; file: your own rows (--data)"},
     )
     data_root: str | None = field(
         default=None,
-        metadata={"help": "folder in the benchmark's official layout (default: data/TASK)"},
+        metadata={
+            "help": "folder in the benchmark's official layout (default: data/TASK; caption: "
+            "data/vqav2)"
+        },
     )
     data: str | None = field(
         default=None,
@@ -38,15 +42,19 @@ class EvaluateOptions(AskingOptions, ToyOptions):
     )  # fmt: skip
     split: str | None = field(
         default=None,
-        metadata={"help": "default: val2014, testdev_balanced, val, test; pope: all three"},
+        metadata={
+            "help": "default: val2014, testdev_balanced, val, test; pope: all three; caption: also "
+            "karpathy_test, of DATA_ROOT/dataset_coco.json"
+        },
     )
     prompt: str | None = field(
         default=None,
         metadata={"help": "named prompt: short or bare; textvqa: ocr (with the machine-read words) "
-                  "or no_ocr; scienceqa: letter or reason"},
+                  "or no_ocr; scienceqa: letter or reason; caption: one_sentence or brief"},
     )  # fmt: skip
     max_new_tokens: int | None = field(
-        default=None, metadata={"help": "longest answer (default: LLaVA's, 128; scienceqa 1024)"}
+        default=None,
+        metadata={"help": "longest answer (default: LLaVA's, 128; scienceqa 1024; caption 64)"},
     )
     batch_size: int = field(default=16, metadata={"help": "questions in one forward pass"})
     limit: int = field(default=1000, metadata={"help": "questions in the sample, 0 = all"})
@@ -132,7 +140,10 @@ def toy_defaults(task: str | None) -> dict[str, Any]:
     if task == "file":
         return defaults | {"data": str(TOY_DATA / "held_out.jsonl"), "limit": 0}
     if task in TASKS:
-        defaults |= {"data_root": str(TOY / task), "limit": TOY_LIMITS.get(task, 0)}
+        root = TOY / TASKS[task].data_folder
+        defaults |= {"data_root": str(root), "limit": TOY_LIMITS.get(task, 0)}
+    if task == "caption":
+        defaults |= {"prompt": "brief", "max_new_tokens": 40}
     return defaults
 
 
@@ -142,6 +153,7 @@ def prepare_toy(task: str | None) -> None:
 
     drawn = {
         "vqav2": build.ensure_vqav2,
+        "caption": build.ensure_vqav2,
         "pope": benchmarks.ensure_pope,
         "scienceqa": benchmarks.ensure_scienceqa,
         "gqa": benchmarks.ensure_gqa,
@@ -150,7 +162,7 @@ def prepare_toy(task: str | None) -> None:
     if task == "file":
         conversations.ensure_llava(TOY_DATA)
     elif task in drawn:
-        drawn[task](TOY / task)
+        drawn[task](TOY / TASKS[task].data_folder)
 
 
 def task_of(argv: list[str]) -> str | None:

@@ -40,7 +40,7 @@ from shared.options import UserError, guarded, parse_options, write_json
 class ScoreOptions:
     """What is scored"""
 
-    task: Literal["vqav2", "gqa", "textvqa", "scienceqa", "pope", "file"] = field(
+    task: Literal["vqav2", "gqa", "textvqa", "scienceqa", "pope", "caption", "file"] = field(
         metadata={"help": "which benchmark"}
     )
     answers: str = field(metadata={"help": "the answers, one a question"})

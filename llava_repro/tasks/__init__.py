@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_repro.tasks import gqa, pope, rows, scienceqa, textvqa, vqav2
+from llava_repro.tasks import caption, gqa, pope, rows, scienceqa, textvqa, vqav2
 from llava_repro.tasks.common import (
     N_NAMED,
     Matched,
@@ -27,7 +27,8 @@ from shared.vqav2 import QuestionSet
 __all__ = ["TASKS", "Sample", "Task", "load_task", "match_answers", "score_task"]
 
 TASKS: dict[str, Task] = {
-    module.TASK.name: module.TASK for module in (vqav2, gqa, textvqa, scienceqa, pope, rows)
+    module.TASK.name: module.TASK
+    for module in (vqav2, gqa, textvqa, scienceqa, pope, caption, rows)
 }
 
 

@@ -123,6 +123,12 @@ def write_benchmarks(root: Path) -> Path:
         write(root / "vqav2" / f"v2_mscoco_{split}_annotations.json",
               {"data_subtype": split, "annotations": annotations})  # fmt: skip
 
+    captions = [
+        {"image_id": i, "caption": text.format(colors[i - 1])}
+        for i in (1, 2, 3) for text in ("a plain {} picture", "One {} picture!")
+    ]  # fmt: skip
+    write(root / "vqav2" / "annotations" / "captions_val2014.json", {"annotations": captions})
+
     write_pictures(root / "own", ["0.png", "1.png", "2.png", "3.png"])
     chat = [
         ("one", ["0.png"], "What color is it?", "Red."),
@@ -154,7 +160,7 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def source_flags(root: Path, task: str) -> list[str]:
     if task == "file":
         return ["--data", str(root / "own" / "chat.jsonl")]
-    return ["--data_root", str(root / task)]
+    return ["--data_root", str(root / TASKS[task].data_folder)]
 
 
 @pytest.fixture
@@ -182,6 +188,7 @@ def plausible_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         for prompt in prompts:
             said = "Yes" if "Is " in prompt else "red"
             said = "B" if "Options:" in prompt else "No." if "dog" in prompt else said
+            said = "A plain red picture." if "caption" in prompt else said
             found.append(Answer(said + "</s>", said, 0.5, 0.5, "stop", 2))
         return found
 
@@ -205,6 +212,8 @@ EXPECTED = {
     "textvqa": 100 / 3,  # red for one of three pictures: six of ten said so
     "vqav2": 100 / 3,
     "file": 100 * 1 / 5,  # red; which of two, hello and Chinese are wrong
+    # BLEU-4: of 4, 3, 2, 1 n-grams a picture all for red; "a plain" and "picture" for the others
+    "caption": 100 * (10 / 12 * 5 / 9 * 2 / 6 * 1 / 3) ** 0.25,
 }
 OFFICIAL = {
     "pope": "coco_pope_{}_answers.jsonl",
@@ -212,6 +221,7 @@ OFFICIAL = {
     "gqa": "testdev_balanced_predictions.json",
     "textvqa": "textvqa_val_submission.json",
     "vqav2": "v2_OpenEnded_mscoco_val2014_run_results.json",
+    "caption": "captions_val2014_run_results.json",
 }
 ALWAYS = {"config.json", "environment.json", "predictions.jsonl", "scored.jsonl", "metrics.json",
           "answers.jsonl", "vlmevalkit.tsv", ".lock"}  # fmt: skip
@@ -243,7 +253,7 @@ def test_every_task_writes_its_files_and_the_figures_of_score_py(
     assert metrics["official"].keys() >= {"n", "accuracy"}
     # and where neither model nor data is looked at
     assert verify_run(read_run(run)) == []
-    assert metrics["blind"]["n"] == len(samples)
+    assert metrics["blind"]["n"] == (0 if task == "caption" else len(samples))
 
 
 def test_records_hold_what_is_scored(evaluate, plausible_answers, benchmarks, tmp_path):
@@ -435,7 +445,7 @@ def test_what_cannot_be_is_named_before_the_model_is_loaded(
 
 
 def test_without_task_or_rows_the_message_says_which_there_are():
-    with pytest.raises(UserError, match=r"--task vqav2\|gqa\|textvqa\|scienceqa\|pope\|file"):
+    with pytest.raises(UserError, match=r"--task vqav2\|gqa\|textvqa\|scienceqa\|pope\|caption\|file"):
         EvaluateOptions()
     with pytest.raises(UserError, match="--task file: which rows"):
         EvaluateOptions(task="file")
