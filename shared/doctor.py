@@ -12,8 +12,8 @@ committed checkpoints; for the real one the model that predict.py and evaluate.p
 and, of VQAv2's validation split, the questions, annotations and the default sample's pictures; for
 llava_openset COCO 2017's instances and val pictures. blip2_qlora also needs 4-bit layers that work.
 The rest is a warning: what train.py reads (the training split; for llava_repro the parts and data
-of its small English presets), COCO's train pictures, the other benchmarks, a GPU that torch does
-not see. Writes nothing.
+of its small English presets; the small parts for merge_model.py), COCO's train pictures, the other
+benchmarks, METEOR 1.5 and SPICE (Java and jars), a GPU that torch does not see. Writes nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+import shutil
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from shared import hub_models, machine
+from shared.caption_extras import meteor_problem, spice_problem
 from shared.datasets_index import absent_from_sample, load_index
 from shared.doctor_checks import (
     MIN_PYTHON,
@@ -42,9 +44,11 @@ from shared.doctor_checks import (
     check_disk,
     check_font,
     check_memory,
+    check_meteor,
     check_model,
     check_packages,
     check_python,
+    check_spice,
     check_split,
     check_torch,
     check_torchvision,
@@ -67,26 +71,36 @@ class Needs:
 
 BASE = frozenset({"python", "packages", "torch", "torchvision", "memory", "disk"})
 PAGES = frozenset({"browser", "font"})
+CAPTIONS = frozenset({"meteor", "spice"})  # of evaluate.py --task caption: the extra `captions`
 BLIP2, LLAVA = "Salesforce/blip2-opt-2.7b", "llava-hf/llava-1.5-7b-hf"
 ENGLISH_PARTS = frozenset({"meta-llama/Llama-3.2-1B-Instruct", "google/siglip-so400m-patch14-384"})
+SMALL_PARTS = frozenset({"Qwen/Qwen2.5-0.5B-Instruct", "openai/clip-vit-large-patch14-336"})
 LLAVA_DATA = frozenset({"pope", "gqa", "textvqa", "scienceqa", "llava_pretrain", "llava_mix665k"})
 # 3.745e9 weights, 2.5e9 of them in linear layers of the language model
 BLIP2_MEMORY = ModelMemory("BLIP-2 OPT-2.7B", float32=15e9, bfloat16=7.5e9, nf4=4e9)
 # 7.06e9 weights, 6.48e9 of them in linear layers of the language model's blocks
 LLAVA_MEMORY = ModelMemory("LLaVA-1.5-7B", float32=28.3e9, bfloat16=14.1e9, nf4=4.5e9)
 NEEDS = {
-    ("blip2_qlora", True): Needs(BASE | {"bitsandbytes", "toy_models"}, PAGES, ("blip2_opt",)),
+    ("blip2_qlora", True): Needs(
+        BASE | {"bitsandbytes", "toy_models"}, PAGES | CAPTIONS, ("blip2_opt",)
+    ),
     ("blip2_qlora", False): Needs(
-        BASE | {"bitsandbytes", "vqav2_val", BLIP2}, PAGES | {"vqav2_train"}, memory=BLIP2_MEMORY
+        BASE | {"bitsandbytes", "vqav2_val", BLIP2},
+        PAGES | CAPTIONS | {"vqav2_train"},
+        memory=BLIP2_MEMORY,
     ),
     ("llava_repro", True): Needs(
-        BASE | {"toy_models"}, PAGES | {"bitsandbytes"}, ("clip", "qwen2", "llava")
+        BASE | {"toy_models"}, PAGES | CAPTIONS | {"bitsandbytes"}, ("clip", "qwen2", "llava")
     ),
     ("llava_repro", False): Needs(
         BASE | {"vqav2_val", LLAVA},
-        PAGES | {"bitsandbytes"} | ENGLISH_PARTS | LLAVA_DATA,
+        PAGES | CAPTIONS | {"bitsandbytes"} | ENGLISH_PARTS | LLAVA_DATA,
         memory=LLAVA_MEMORY,
     ),
+    ("qwen_clip_llava_lora", True): Needs(
+        BASE | {"toy_models"}, PAGES | CAPTIONS | {"bitsandbytes"}, ("clip", "qwen2")
+    ),
+    ("qwen_clip_llava_lora", False): Needs(BASE, PAGES | CAPTIONS | {"bitsandbytes"} | SMALL_PARTS),
     ("llava_openset", True): Needs(BASE | {"toy_models"}, PAGES | {"bitsandbytes"}, ("llava",)),
     ("llava_openset", False): Needs(
         BASE | {"coco2017_val", LLAVA},
@@ -98,6 +112,9 @@ TO_TRAIN = ("to train the small English model", "训练英文小模型时使用"
 PURPOSES = {
     LLAVA: ("what predict.py, demo.py and evaluate.py load", "推理与评测默认加载"),
     "coco2017_train": ("for a split with --split train2017", "--split train2017 的划分使用"),
+    "meteor": ("without it captions get nltk's METEOR, another metric", "否则使用 nltk 的 METEOR"),
+    "spice": ("for shared.caption_score --spice", "shared.caption_score --spice 使用"),
+    **dict.fromkeys(SMALL_PARTS, ("parts for merge_model.py", "merge_model.py 的部件")),
     **dict.fromkeys([*ENGLISH_PARTS, "llava_pretrain", "llava_mix665k"], TO_TRAIN),
 }
 EXPERIMENTS = sorted({experiment for experiment, _ in NEEDS})
@@ -127,6 +144,8 @@ TITLES = {
     "llava_pretrain": ("LLaVA stage 1 data", "LLaVA 第一阶段数据"),
     "llava_mix665k": ("LLaVA stage 2 data", "LLaVA 第二阶段数据"),
     "not_here": ("not here", "本机没有"),
+    "meteor": ("METEOR 1.5", "METEOR 1.5"),
+    "spice": ("SPICE", "SPICE"),
     "browser": ("browser (tests)", "浏览器（测试）"),
     "font": ("Chinese font", "中文字体"),
 }
@@ -171,6 +190,8 @@ def examine(experiment: str | None, toy: bool, data_root: Path) -> list[Result]:
     results += data
     playwright = importlib.util.find_spec("playwright") is not None
     results += [
+        check_meteor(meteor_problem(), shutil.which("java") is not None),
+        check_spice(spice_problem()),
         check_browser(playwright, machine.find_browser()),
         check_font(machine.find_cjk_font()),
     ]

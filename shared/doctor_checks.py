@@ -319,6 +319,31 @@ def check_browser(playwright: bool, browser: str | None) -> Result:
     )
 
 
+def check_meteor(problem: str | None, has_java: bool) -> Result:
+    """`problem`: what `caption_extras.meteor_problem` says."""
+    commands = [] if has_java else ["sudo apt-get install default-jre-headless"]
+    commands.append(f'{machine.pip_command()} install "pycocoevalcap>=1.2"')
+    return _caption_program("meteor", problem, " && ".join(commands))
+
+
+def check_spice(problem: str | None) -> Result:
+    """`problem`: what `caption_extras.spice_problem` says."""
+    mend = f'{machine.pip_command()} install "pycocoevalcap>=1.2"'
+    if problem and "corenlp" in problem:  # 384 MB, which pycocoevalcap fetches at the first use
+        mend = 'python -c "from pycocoevalcap.spice.spice import Spice; Spice()"'
+    elif problem and "Java" in problem:
+        mend = "sudo apt-get install openjdk-11-jre-headless"
+    elif problem and "pycocoevalcap" not in problem:
+        mend = "leave it out: evaluate.py and shared.caption_score run without it"
+    return _caption_program("spice", problem and problem.removeprefix("SPICE: "), mend)
+
+
+def _caption_program(key: str, problem: str | None, mend: str) -> Result:
+    if problem is None:
+        return Result(key, "ok", "can run", "可以运行")
+    return Result(key, "missing", problem, f"不能运行：{problem}", mend, absent=True)
+
+
 def check_font(font: str | None) -> Result:
     if font:
         return Result("font", "ok", font, font)

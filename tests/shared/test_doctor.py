@@ -201,6 +201,38 @@ def test_a_model_that_is_absent_or_incomplete(tmp_path):
     assert checks.check_model("org/m", tmp_path, [], "fetch it").status == "ok"
 
 
+def test_caption_programs_say_why_they_cannot_run_and_what_mends_it():
+    assert checks.check_meteor(None, True).status == "ok"
+    bare = checks.check_meteor("no Java on the path", False)
+    assert (bare.status, bare.detail) == ("missing", "no Java on the path")
+    assert re.search(r"default-jre-headless && .* install \"pycocoevalcap", bare.mend)
+    assert "jre" not in checks.check_meteor("no meteor-1.5.jar: pip install it", True).mend
+    assert checks.check_spice(None).status == "ok"
+    assert "openjdk-11" in checks.check_spice("SPICE needs Java 8 or 11; this is Java 17").mend
+    assert (
+        "Spice()" in checks.check_spice("SPICE: no stanford-corenlp-3.6.0.jar in the folder").mend
+    )
+    nothing = checks.check_spice("SPICE: no spice-1.0.jar: pip install pycocoevalcap, or SPICE_JAR")
+    assert "pycocoevalcap" in nothing.mend
+    assert "leave it out" in checks.check_spice("SPICE's database has no version for arm64").mend
+
+
+@pytest.mark.parametrize("experiment", ["blip2_qlora", "llava_repro", "qwen_clip_llava_lora"])
+@pytest.mark.parametrize("toy", [["--toy"], []])
+def test_caption_programs_are_no_condition(monkeypatch, capsys, experiment, toy):
+    examined(monkeypatch, "meteor", "spice")
+    assert exit_status("--for", experiment, *toy) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^warning +METEOR 1.5 +gone \(without it .*nltk", shown, re.MULTILINE)
+    assert re.search(r"^warning +SPICE +gone", shown, re.MULTILINE)
+
+
+def test_captions_are_not_of_the_open_set_experiment(monkeypatch, capsys):
+    examined(monkeypatch, "meteor")
+    exit_status("--for", "llava_openset")
+    assert "METEOR" not in capsys.readouterr().out
+
+
 def test_optional_tools_are_warnings_with_a_command():
     assert checks.check_browser(True, "/usr/bin/chromium").status == "ok"
     assert "playwright install" in checks.check_browser(True, None).mend
