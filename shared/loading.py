@@ -241,7 +241,11 @@ def load_adapter(model: nn.Module, adapter: Path, base_folder: Path) -> nn.Modul
             f"{adapter}: peft cannot load it ({type(error).__name__}: {error})"
         ) from error
     matrices = [name for name, _ in model.named_parameters() if ".lora_" in name]
-    absent = [name for name in matrices if name.replace(".default", "") not in saved]
+    spelled = {name: name.replace(".default", "") for name in matrices}
+    spelled |= {
+        n: s.removesuffix(".weight") for n, s in spelled.items() if "magnitude" in s
+    }  # DoRA
+    absent = [name for name in matrices if spelled[name] not in saved]
     if absent:
         raise UserError(f"{adapter}: {len(absent)} matrices are not in its file ({absent[0]}, ...)")
     keep_trainable_after_inference(model)
