@@ -6,7 +6,7 @@ between them stands a projector (two layers and a GELU) drawn from --seed, or an
 tokenizer gets `<image>` and, where it needs one, a padding token that is not the end token; the
 embeddings grow to a multiple of --pad_to_multiple_of where tokens need rows. At the end the folder
 is loaded and held against its sources (`merge_check.py`); it appears whole and checked, or not at
-all. Writing needs about one shard of memory, the check one whole model.
+all. Writing needs the memory of a shard and its largest tensors, the check that of one whole model.
 
     python qwen_clip_llava_lora/merge_model.py --language_model Qwen/Qwen1.5-4B-Chat \\
         --vision_tower openai/clip-vit-large-patch14-336 --output_dir outputs/qwen_clip
@@ -20,6 +20,7 @@ processor and manifest.json to --output_dir.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ def main(options: MergeOptions) -> None:
         raise UserError("give --output_dir, the new folder")
     content = manifest(options)
     if is_there(Path(options.output_dir), content):
-        print(f"{options.output_dir} is already there and up to date")
+        print(f"{portable_path(options.output_dir)} is already there and up to date")
         return
     write(options, parts, config, tokenizer, image_processor, content)
 
@@ -127,21 +128,25 @@ def write(
     from qwen_clip_llava_lora.merge_check import check_merged
     from shared.llava_parts import save_processor, write_whole
     from shared.loading import pick_device
+    from shared.weight_files import Weight
 
     assert parts.text_folder is not None
     device = pick_device(options.device)
     weights = merging.gather(config, parts)
     dtype = None if options.dtype == "keep" else getattr(torch, options.dtype)
-    loaded_as = dtype or merging.stored_dtype(weights)
+    own = {n: w for n, w in weights.items() if n.startswith("language_model.")}
+    loaded_as = dtype or merging.stored_dtype(own)
     projector = (
         merging.fresh_projector(config, options.seed)
         if options.projector is None
         else merging.read_projector(config, merging.find_projector(options.projector))
     )
+    for name, tensor in projector.items():
+        weights[name] = Weight(tuple(tensor.shape), partial(tensor.to, loaded_as))
     generation = merging.generation_settings(parts.text_folder, parts.text, tokenizer)
 
     def fill(staging: Path) -> None:
-        merging.write_weights(staging, weights, projector, dtype, int(options.shard_gb * 1e9))
+        merging.write_weights(staging, weights, dtype, int(options.shard_gb * 1e9))
         merging.write_settings(staging, config, generation, loaded_as)
         save_processor(staging, config, tokenizer, image_processor)
         write_json(staging / "manifest.json", content | {"environment": environment()})
@@ -150,7 +155,7 @@ def write(
                 print(f"check:      {line}")
 
     write_whole(Path(options.output_dir or ""), fill)
-    print(f"written to {options.output_dir}")
+    print(f"written to {portable_path(options.output_dir or '')}")
 
 
 def print_plan(options: MergeOptions, parts: Parts, config: LlavaConfig) -> None:

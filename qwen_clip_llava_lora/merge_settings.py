@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from qwen_clip_llava_lora.settings import TOY_CLIP, TOY_MERGED, TOY_QWEN2
+from qwen_clip_llava_lora.settings import RUNS, TOY_CLIP, TOY_MERGED, TOY_QWEN2
 from shared.options import ToyOptions, UserError
 
 
@@ -58,4 +58,43 @@ def toy_defaults() -> dict[str, Any]:
         "vision_tower": str(TOY_CLIP),
         "output_dir": str(TOY_MERGED),
         "vision_feature_layer": READ_LAYER,
+    }
+
+
+@dataclass
+class MergeAdapterOptions(ToyOptions):
+    """What to merge"""
+
+    adapter: str | None = field(
+        default=None, metadata={"help": "adapter/ folder of a run, or the run"}
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "its base; none = what the adapter's manifest names"}
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "new folder of the whole model"})
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = field(
+        default="keep", metadata={"help": "of the written weights; keep = as in the base"}
+    )
+    shard_gb: float = field(default=2.0, metadata={"help": "largest size of one weight file"})
+    max_difference: float | None = field(
+        default=None,
+        metadata={
+            "help": "largest logit difference as a share of the largest logit; none = 1e-4 where "
+            "all is float32, 1e-2 with float16, 5e-2 with bfloat16"
+        },
+    )
+    no_check: bool = field(
+        default=False, metadata={"help": "do not compare base with adapter and merged model"}
+    )
+    device: str = field(default="auto", metadata={"help": "of the comparison: auto, cpu, cuda"})
+
+    def __post_init__(self) -> None:
+        if self.shard_gb <= 0:
+            raise UserError(f"--shard_gb {self.shard_gb}: must be above 0")
+
+
+def toy_adapter_defaults() -> dict[str, Any]:
+    return {
+        "adapter": str(RUNS / "toy_course" / "adapter"),
+        "output_dir": str(RUNS / "toy_course_merged"),
     }

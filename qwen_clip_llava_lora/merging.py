@@ -17,7 +17,6 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -330,10 +329,8 @@ def gather(config: LlavaConfig, parts: Parts) -> dict[str, Weight]:
 
 
 def stored_dtype(weights: Mapping[str, Weight]) -> torch.dtype:
-    """The language model's, by its smallest matrix."""
-    matrices = [
-        w for n, w in weights.items() if n.startswith("language_model.") and len(w.shape) > 1
-    ]
+    """That of the smallest matrix: the cheapest to read."""
+    matrices = [weight for weight in weights.values() if len(weight.shape) == 2]
     return min(matrices, key=lambda weight: math.prod(weight.shape)).read().dtype
 
 
@@ -351,7 +348,7 @@ def fresh_projector(config: LlavaConfig, seed: int) -> dict[str, Tensor]:
         torch.manual_seed(seed)
         projector = LlavaMultiModalProjector(config)
         projector.apply(model._init_weights)
-    return {f"multi_modal_projector.{n}": t.detach() for n, t in projector.state_dict().items()}
+    return {f"multi_modal_projector.{n}": t for n, t in projector.state_dict().items()}
 
 
 def find_projector(given: str) -> Path:
@@ -382,23 +379,14 @@ def read_projector(config: LlavaConfig, file: Path) -> dict[str, Tensor]:
 
 
 def write_weights(
-    folder: Path,
-    weights: Mapping[str, Weight],
-    projector: Mapping[str, Tensor],
-    dtype: torch.dtype | None,
-    shard_bytes: int,
+    folder: Path, weights: Mapping[str, Weight], dtype: torch.dtype | None, shard_bytes: int
 ) -> None:
-    """All weights, one shard in memory at a time; in `dtype`, else each part as it was stored and
-    the projector like the language model."""
+    """All weights, one shard in memory at a time, in `dtype` if given."""
     from tqdm import tqdm
 
-    own = dtype or stored_dtype(weights)
-    made = {n: Weight(tuple(t.shape), partial(t.to, own)) for n, t in projector.items()}
-
     def tensors() -> Iterator[tuple[str, Tensor]]:
-        everything = {**weights, **made}
-        for name in tqdm(everything, desc="merging", unit="tensor", disable=None):
-            tensor = everything[name].read()
+        for name in tqdm(weights, desc="merging", unit="tensor", disable=None):
+            tensor = weights[name].read()
             yield name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
 
     writer = ShardWriter(folder, limit=shard_bytes)
