@@ -5,6 +5,7 @@ python qwen_clip_llava_lora/describe_images.py --help
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,12 @@ class DescribeOptions(EndpointOptions, ModelOptions, ToyOptions):
     image_handling: ImageHandling = field(
         default="model", metadata={"help": "local: pictures that are no square"}
     )
+    min_pixels: int | None = field(
+        default=None, metadata={"help": "local Qwen-VL: pictures of fewer pixels are enlarged"}
+    )
+    max_pixels: int | None = field(
+        default=None, metadata={"help": "local Qwen-VL: pictures of more pixels are made smaller"}
+    )
     batch_size: int = field(default=8, metadata={"help": "local: prompts in one forward pass"})
     output_dir: str | None = field(
         default=None,
@@ -93,6 +100,7 @@ class DescribeOptions(EndpointOptions, ModelOptions, ToyOptions):
     def __post_init__(self) -> None:
         if self.images is None:
             raise UserError("--images: which pictures? A folder, or a data file; --toy draws some")
+        self.images = os.path.abspath(self.images)  # "." is another folder tomorrow
         if self.endpoint is not None:
             self.model = None
         elif self.model is None:

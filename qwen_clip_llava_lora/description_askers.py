@@ -22,7 +22,7 @@ from qwen_clip_llava_lora.describing import Reply, Task
 from shared.images import open_image
 from shared.options import UserError
 
-ENDPOINT_SEEDS = 1_000_003  # samples' seeds lie apart from those of other runs' seeds
+SEED_STEP = 1_000  # seeds of a picture's samples and tries lie between two values of --seed
 
 
 def unanswered(tasks: Sequence[Task], path: Path) -> list[Task]:
@@ -71,6 +71,7 @@ class LocalAsker:
             self.model = load_vision_language(
                 str(options.model), options.quantization, options.device, options.dtype,
                 options.adapter, options.revision, options.image_handling,
+                min_pixels=options.min_pixels, max_pixels=options.max_pixels,
             )  # fmt: skip
             for note in self.model.notes:
                 print(f"note: {note}")
@@ -177,8 +178,10 @@ class EndpointAsker:
             messages.append({"role": "assistant", "content": example.answer})
         messages.append(turn(task.picture.path, task.prompt))
         parameters: dict[str, Any] = {"max_tokens": task.template.max_new_tokens}
-        if self.options.temperature > 0:
-            parameters["seed"] = self.options.seed * ENDPOINT_SEEDS + task.sample
+        if self.options.temperature > 0 or task.attempt:
+            # also makes the same words asked again another request, not one to answer from the file
+            number = task.sample * (self.options.malformed_retries + 1) + task.attempt
+            parameters["seed"] = self.options.seed * SEED_STEP + number
         return Request(task.request_key, messages, parameters, task.details)
 
 

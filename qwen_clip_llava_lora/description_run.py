@@ -51,12 +51,14 @@ def run_config(
         synthetic={"data": synthetic, "model": model_is_synthetic},
     )
     if not options.endpoint:
-        from shared.loading import adapter_fingerprint, fingerprint, model_folder
+        from qwen_clip_llava_lora.evaluation_setup import adapter_fingerprint
+        from shared.loading import fingerprint, model_folder
 
         config["model_fingerprint"] = fingerprint(
             model_folder(str(options.model), options.revision)
         )
         config["adapter_fingerprint"] = adapter_fingerprint(options.adapter)
+    config["prompts"] = [template.name for template in templates]  # wherever the files lie
     return {key: value for key, value in config.items() if key not in NOT_THE_RUN}
 
 

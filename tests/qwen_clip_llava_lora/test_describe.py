@@ -275,7 +275,7 @@ def test_a_run_against_a_server(server, pictures, template_file, tmp_path):
     assert sent in [path.read_bytes() for path in pictures.rglob("*.png")]
     assert (body["temperature"], body["model"]) == (0.5, "m")
     assert {b["max_tokens"] for b in server.bodies} == {20, 256}
-    assert {b["seed"] for b in server.bodies} == {0, 1}  # a sample's own
+    assert {b["seed"] for b in server.bodies} == {0, 3}  # a sample's own, tries between
 
     # one record a description; broken pictures named, not asked
     records = {record["sample_id"]: record for record in lines(folder / "descriptions.jsonl")}
@@ -376,6 +376,16 @@ def test_an_unusable_answer_is_asked_again_with_what_was_wrong(
     describe_images.main(options)
     assert len(server.bodies) == n_asked
     assert read_json(folder / "metrics.json")["templates"]["own"] == figures
+
+
+def test_the_same_correction_is_really_sent_again(server, pictures, template_file, tmp_path):
+    server.behave = lambda text, attempt: "no JSON"
+    options = options_for(server, pictures, [template_file(STRUCTURED)], tmp_path / "run", limit=1)
+    with pytest.raises(UserError, match="no description could be used"):
+        describe_images.main(options)
+    assert [body.get("seed") for body in server.bodies] == [None, 1, 2]
+    figures = read_json(tmp_path / "run" / "metrics.json")["templates"]["own"]
+    assert (figures["requests"], figures["unusable_answers"]["count"]) == (3, 3)
 
 
 def test_a_cut_answer_is_not_used(server, pictures, template_file, tmp_path):

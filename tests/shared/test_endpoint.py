@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import json
 import threading
 import time
@@ -13,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from shared.endpoint import Endpoint, Request, ask
+from shared.endpoint import Endpoint, Request, ask, image_part
+from shared.images import ImageError
 from shared.options import UserError
 
 
@@ -225,6 +228,54 @@ def test_a_server_that_is_not_there_is_said_at_once(server, tmp_path):
     nobody = Endpoint("http://127.0.0.1:9/v1", "m", retries=0)
     with pytest.raises(UserError, match="Is the server running"):
         ask(nobody, requests(2), tmp_path / "d.jsonl")
+
+
+def test_a_few_failures_of_a_server_known_to_be_there_are_records(server, tmp_path):
+    server.behave = lambda text, attempt: "400"
+    found = ask(Endpoint(server.url, "m"), requests(3), tmp_path / "c.jsonl", give_up=False)
+    assert [record["status"] for record in found.values()] == ["error"] * 3
+
+
+def test_a_request_has_parameters_and_details_of_its_own(server, tmp_path):
+    path = tmp_path / "c.jsonl"
+    endpoint = Endpoint(server.url, "m", {"temperature": 0, "max_tokens": 7})
+    (plain,) = requests(1)
+    own = Request("q9", plain.messages, {"max_tokens": 9, "seed": 1}, {"template": "t"})
+    found = ask(endpoint, [plain, own], path)
+    assert {body["max_tokens"]: body.get("seed") for body in server.bodies} == {7: None, 9: 1}
+    assert found["q9"]["template"] == "t"
+    assert "template" not in str(server.bodies)
+    # details don't make another request, parameters do
+    ask(endpoint, [Request("q9", plain.messages, {"max_tokens": 9, "seed": 1})], path)
+    assert len(server.bodies) == 2
+    ask(endpoint, [Request("q9", plain.messages, {"max_tokens": 9, "seed": 2})], path)
+    assert len(server.bodies) == 3
+
+
+def test_pictures_go_inside_the_message(tmp_path):
+    """As they are where they can, else brought to size, upright, as JPEG."""
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "small.png")
+    Image.new("RGB", (400, 100), "red").save(tmp_path / "wide.png")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "other.bmp")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "turned.jpg", exif=exif)
+    expected = {"small.png": ("png", (40, 30)), "wide.png": ("jpeg", (200, 50)),
+                "other.bmp": ("jpeg", (40, 30)), "turned.jpg": ("jpeg", (30, 40))}  # fmt: skip
+    for name, (kind, size) in expected.items():
+        part = image_part(tmp_path / name, 200)
+        assert part["type"] == "image_url"
+        head, _, content = part["image_url"]["url"].partition(",")
+        assert head == f"data:image/{kind};base64"
+        decoded = base64.b64decode(content)
+        assert (decoded == (tmp_path / name).read_bytes()) == (name == "small.png")
+        with Image.open(io.BytesIO(decoded)) as picture:
+            assert picture.size == size
+    (tmp_path / "cut.png").write_bytes((tmp_path / "small.png").read_bytes()[:60])
+    with pytest.raises(ImageError, match=r"cut\.png: broken picture"):
+        image_part(tmp_path / "cut.png", 200)
 
 
 def test_the_key_comes_from_the_environment_and_is_kept_nowhere(server, tmp_path, monkeypatch):
