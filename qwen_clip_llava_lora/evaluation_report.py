@@ -105,7 +105,7 @@ def limits(figure: Mapping[str, Any]) -> str:
 def answer_table(metrics: Mapping[str, Any]) -> Table:
     """Headline, exact match and token F1; the published protocols; how it is scored."""
     rows = [
-        (f"{metrics['metric']} (the headline)", metrics["accuracy"]),
+        (f"{metrics['metric']}, all (the headline)", metrics["accuracy"]),
         ("exact match", metrics["exact_match"]),
         *((f"token F1, {LANGUAGES[name]}: {figure['tokens']}", figure)
           for name, figure in metrics["token_f1"].items()),
@@ -188,9 +188,14 @@ def class_table(found: Mapping[str, Any], title: str) -> Table:
                  *("–" if row[key] is None else f"{row[key]:.2f}" for key in keys)], row["n"])
             for name, row in found["per_class"].items()
         ],
-        title=f"{title}: accuracy {parts.with_interval(found['accuracy'])} %, macro-F1 "
-        f"{parts.with_interval(found['macro_f1'])} %",
+        title=f"{title}: accuracy {percent_with(found['accuracy'])}, macro-F1 "
+        f"{percent_with(found['macro_f1'])}",
     )  # fmt: skip
+
+
+def percent_with(figure: Mapping[str, Any]) -> str:
+    shown = "" if figure.get("low") is None else f" {interval(figure['low'], figure['high'])}"
+    return percent(figure["value"]) + shown
 
 
 def likelihood_block(run: Run) -> Block:

@@ -102,7 +102,7 @@ class EvaluateOptions(ModelOptions, ToyOptions):
 
 
 def prepare_toy() -> None:
-    """Draw the toy rows (some seconds, once). Raises UserError when the toy model is not there."""
+    """Draw the toy rows (some seconds, once)."""
     from qwen_clip_llava_lora.toy_sets import ensure_cc3m
 
     ensure_cc3m()

@@ -20,13 +20,20 @@ from typing import TYPE_CHECKING, Any
 from qwen_clip_llava_lora.answer_scores import Language, language_of
 from qwen_clip_llava_lora.data_formats import Data, open_data
 from qwen_clip_llava_lora.evaluation_settings import BESIDE_THE_ANSWERS, EvaluateOptions
-from qwen_clip_llava_lora.settings import RUNS
+from qwen_clip_llava_lora.settings import RUNS, TOY_MERGED
 from shared.answering import Job, shuffle_pictures
 from shared.comparison import learned_from
 from shared.conversation_files import IMAGE_TAG, Picture, Turn, row_images, row_turns
 from shared.images import open_image
 from shared.loading import GIB, fingerprint, model_folder, pick_device, pick_dtype, weight_files
-from shared.options import UserError, manifest_value, portable_path, read_json, resolved_config
+from shared.options import (
+    MissingError,
+    UserError,
+    manifest_value,
+    portable_path,
+    read_json,
+    resolved_config,
+)
 from shared.vqav2 import Question, bad_rows_allowed, sample_questions
 
 if TYPE_CHECKING:
@@ -34,6 +41,8 @@ if TYPE_CHECKING:
 
     from shared.vision_language import VisionLanguage
 
+# Names that say which part of a set is asked, and not of which set.
+PART_NAMES = ("train", "validation", "test", "eval", "held_out", "rows", "data")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "projector.safetensors")
 
 
@@ -264,7 +273,7 @@ def run_name(options: EvaluateOptions, found: Samples) -> str:
     adapter = Path(options.adapter).resolve() if options.adapter else None
     model = Path(options.model)
     parts = [
-        found.data.name,
+        data_name(found.data),
         "" if options.task == "auto" else found.task,
         "" if options.turns == "first" else "all_turns",
         str(options.limit or "all"),
@@ -278,9 +287,16 @@ def run_name(options: EvaluateOptions, found: Samples) -> str:
     return "_".join(part for part in parts if part)
 
 
+def data_name(data: Data) -> str:
+    """The data's own name; of a part (test.json) or its like the folder's in front of it."""
+    folder = data.source.resolve().parent
+    folder = folder.parent if folder.name == "prepared" else folder
+    return f"{folder.name}_{data.name}" if data.name in PART_NAMES else data.name
+
+
 def run_config(options: EvaluateOptions, found: Samples) -> dict[str, Any]:
     """`config.json`: the options and what they came to. Raises where model or device is missing."""
-    folder = model_folder(options.model, options.revision)
+    folder = base_folder(options)
     dtype = pick_dtype(options.dtype, pick_device(options.device))
     config = resolved_config(
         options,
@@ -301,6 +317,16 @@ def run_config(options: EvaluateOptions, found: Samples) -> dict[str, Any]:
         image_root=portable_path(found.data.image_root),
     )
     return {key: value for key, value in config.items() if key not in BESIDE_THE_ANSWERS}
+
+
+def base_folder(options: EvaluateOptions) -> Path:
+    """Where the model lies. Raises MissingError, for the toy's with the command that makes it."""
+    if options.model == str(TOY_MERGED) and not TOY_MERGED.is_dir():
+        raise MissingError(
+            f"{portable_path(TOY_MERGED)} is not there yet; it is made by\n"
+            "  python qwen_clip_llava_lora/merge_model.py --toy"
+        )
+    return model_folder(options.model, options.revision)
 
 
 def samples_hash(samples: Sequence[Sample], what: Callable[[Sample], Any]) -> str:
@@ -351,14 +377,13 @@ def is_adapter_of(folder: Path) -> bool:
 
 
 def trained_on_scored(options: EvaluateOptions, config: Mapping[str, Any]) -> bool | None:
-    """Whether the adapter learned from the rows that are scored here, by its manifest; None for an
-    adapter that has no record of its data."""
-    if not options.adapter:
-        return False
-    learned = manifest_value(options.adapter, "data")
+    """Whether the adapter, or a fully trained model, learned from the very file that is scored, by
+    its manifest; None for an adapter that has no record of its data."""
+    learned = manifest_value(options.adapter or base_folder(options), "data")
     if not isinstance(learned, dict):
-        return None
-    return learned_from({"data": learned}, config)
+        return None if options.adapter else False
+    sources = learned.get("sources") or [learned]
+    return any(learned_from({"data": source}, config) for source in sources)
 
 
 def synthetic(options: EvaluateOptions, found: Samples) -> dict[str, Any]:
@@ -366,7 +391,7 @@ def synthetic(options: EvaluateOptions, found: Samples) -> dict[str, Any]:
     folder = found.data.source if found.data.source.is_dir() else found.data.source.parent
     said = folder / "dataset.json"
     data = said.is_file() and bool(read_json(said).get("synthetic"))
-    asked = [model_folder(options.model, options.revision), *filter(None, [options.adapter])]
+    asked = [base_folder(options), *filter(None, [options.adapter])]
     return {
         "data": data or bool(manifest_value(folder, "synthetic")),
         "model": any(manifest_value(part, "synthetic") for part in asked),
@@ -390,7 +415,7 @@ def print_plan(options: EvaluateOptions, found: Samples, folder: Path) -> None:
     print(f"decoding: greedy, at most {options.max_new_tokens} new tokens; "
           f"likelihood of the references: {options.likelihood}")  # fmt: skip
     try:
-        base = model_folder(options.model, options.revision)
+        base = base_folder(options)
     except UserError as error:
         print(f"model:    {error}")
         return

@@ -60,27 +60,32 @@ def options(tiny_llava: Path, data: Path, tmp_path: Path) -> Callable[..., Evalu
     return make
 
 
-def test_a_run_and_the_likelihood_of_plain_forward_passes(options, tmp_path, tiny_llava, data):
+@pytest.mark.parametrize("kind", ["llava", "qwen2_vl"])
+def test_a_run_and_the_likelihood_of_plain_forward_passes(options, tmp_path, request, data, kind):
     """The record's log-likelihood is the sum over the answer's tokens that training learns from,
     less the end token, of transformers' own forward pass from pixels."""
     import torch
-    from transformers import LlavaForConditionalGeneration
+    import transformers
 
-    from qwen_clip_llava_lora.encoding import encode_row, picture_inputs
+    from qwen_clip_llava_lora.encoding import batch_inputs, encode_row, picture_inputs
     from shared.images import open_image
     from shared.vision_language import load_vision_language
 
-    main(options())
+    path = request.getfixturevalue("tiny_llava")
+    if kind != "llava":
+        path = tiny_folder(kind, tmp_path / kind)
+    main(options(model=str(path)))
     folder = tmp_path / "run"
     scored = read_records(folder / "scored.jsonl")
-    model = LlavaForConditionalGeneration.from_pretrained(tiny_llava).eval()
-    family = load_vision_language(str(tiny_llava), device="cpu").family
+    family = load_vision_language(str(path), device="cpu").family
+    model = getattr(transformers, family.model_class).from_pretrained(path).eval()
     for own in read_json(data):
         image = open_image(data.parent / own["image"])
         encoded = encode_row(family, own, [image.size])
         ids, labels = (torch.tensor([encoded[name]]) for name in ("input_ids", "labels"))
         with torch.no_grad():
-            logits = model(input_ids=ids, **picture_inputs(family, [image])).logits
+            inputs = picture_inputs(family, [image]) | batch_inputs(family, ids)
+            logits = model(input_ids=ids, **inputs).logits
         log_probs = logits.float().log_softmax(-1)[0, :-1]
         targets = labels[0, 1:]
         places = (targets != -100).nonzero()[:, 0]
@@ -168,6 +173,20 @@ def test_base_and_tuned_are_asked_with_the_same_prompts(options, tmp_path, tiny_
               for name in ("run", "tuned")]  # fmt: skip
     assert values[0] != values[1]
     assert read_json(tmp_path / "tuned" / "metrics.json")["synthetic"]["model"] is True
+
+
+def test_an_adapter_trained_on_the_scored_rows_is_named(
+    options, tmp_path, tiny_llava, data, capsys
+):
+    adapter = Path(write_projector(tmp_path / "adapter", tiny_llava))
+    manifest = read_json(adapter / "manifest.json")
+    sources = [{"source": "elsewhere.json"}, {"source": str(data)}]
+    learned = {"source": "elsewhere.json", "sources": sources, "rows": 3, "held_out_rows": 1}
+    write_json(adapter / "manifest.json", manifest | {"data": learned})
+    main(options(adapter=str(adapter)))
+    assert read_json(tmp_path / "run" / "metrics.json")["trained_on_scored"] is True
+    assert "trained on the very rows" in capsys.readouterr().out
+    assert "its adapter was trained on" in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
 def test_another_prompt_is_another_hash(options, data, tmp_path):
