@@ -139,14 +139,15 @@ def _of_records(
     names: Mapping[str, Sequence[str]] | None = None,
 ) -> Data:
     """Rows with `conversations` or `messages` as they are, others by their columns."""
-    first = _first_record(records)
-    if "conversations" not in first and "messages" not in first:
-        if not COLUMN_NAMES & {str(column).lower() for column in first}:
+    first = _first_records(records)
+    fields = list(dict.fromkeys(field for record in first for field in record))
+    if "conversations" not in fields and "messages" not in fields:
+        if not COLUMN_NAMES & {field.lower() for field in fields}:
             raise UserError(
                 f"{records.where(0)}: expected `conversations` (LLaVA), `messages` (OpenAI) or "
-                f"columns {EXPECTED}; found: {', '.join(map(str, first)) or 'no object'}"
+                f"columns {EXPECTED}; found: {', '.join(fields) or 'no object'}"
             )
-        return _of_columns(records, list(first), kind_of_file, names, find_root=root is None)
+        return _of_columns(records, fields, kind_of_file, names, find_root=root is None)
     rows, path = Converted(records, _with_inline_pictures), records.path
     described = _description(path)
     if root is None:
@@ -154,7 +155,7 @@ def _of_records(
         rows.image_root = folder / said if said else find_image_root(rows, folder)
     kind, classes = described.get("kind"), tuple(described.get("classes") or ())
     if not described:
-        kind, classes = _kind_of_rows(rows, first)
+        kind, classes = _kind_of_rows(rows, fields)
     name = described.get("name")
     name = _name(path) if not name else name if path.stem == "train" else f"{name}_{path.stem}"
     return Data(rows, rows.image_root, kind, classes, name, "conversations", path)
@@ -179,16 +180,17 @@ def _of_columns(
     return Data(rows, rows.image_root, roles.kind, roles.classes, _name(path), kind_of_file, path)
 
 
-def _first_record(records: Conversations) -> dict[str, Any]:
-    """The first record that can be read, to see what the file is; {} where none is an object."""
+def _first_records(records: Conversations) -> list[dict[str, Any]]:
+    """The first records that can be read, to see what the file is; some may be malformed."""
+    found = []
     for i in range(min(LOOKED_AT, len(records))):
         try:
             record = records.raw(i)
         except UserError:
             continue
         if isinstance(record, dict):
-            return record
-    return {}
+            found.append(record)
+    return found
 
 
 def _with_inline_pictures(record: Any, i: int) -> Any:
@@ -226,9 +228,9 @@ def _description(path: Path) -> dict[str, Any]:
 
 
 def _kind_of_rows(
-    rows: Conversations, fields: Mapping[str, Any]
+    rows: Conversations, fields: Sequence[str]
 ) -> tuple[Kind | None, tuple[str, ...]]:
-    """Kind and classes by the fields of the first row; None where it has no reference fields."""
+    """Kind and classes by the fields of the first rows; None where they name no references."""
     if "label" in fields:
         return "label", label_classes(rows, Columns(image="image", label="label"))
     return ("caption" if "captions" in fields else "question" if "answers" in fields else None), ()

@@ -5,7 +5,7 @@ which `columns` hold what and, for sharegpt, which `tags` name role, text and sp
 (hiyouga/LLaMA-Factory, data/README.md). Read as LLaMA-Factory reads it, with these differences:
 pictures' paths start at the folder of dataset_info.json unless an image root is given; a wrong
 number of `<image>` is a bad row instead of a warning; preference pairs (`ranking`), tools, videos
-and audio are refused by name. Used by `data_formats.py`.
+and audio are refused by name; `num_samples` is not read, every row is. Used by `data_formats.py`.
 """
 
 from __future__ import annotations

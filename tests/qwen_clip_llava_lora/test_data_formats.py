@@ -78,6 +78,7 @@ def test_chat_json_with_images_dl_and_both_role_keys(pictures: Path) -> None:
 )
 def test_a_bad_llava_row_is_named_and_the_next_is_read(pictures: Path, row: Any, part: str) -> None:
     good = {"id": "good", "image": "a.png", "conversations": TURNS}
+    assert open_data(write(pictures / "own.json", [row, good])).rows[1]["id"] == "good"
     data = open_data(write(pictures / "own.json", [good, row, good]))
     message = problem(data.rows, 1)
     assert message.startswith(f"{pictures / 'own.json'} row 1")
