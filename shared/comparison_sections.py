@@ -335,7 +335,9 @@ def question_card(
         facts.append((words["choices"], listed))
     if record["references"]:
         counted = Counter(record["references"]).most_common()
-        listed = ", ".join(f"{answer} ×{n}" if n > 1 else answer for answer, n in counted)
+        sentences = any({",", "，"} & set(answer) for answer, _ in counted)
+        between = " | " if sentences else ", "
+        listed = between.join(f"{answer} ×{n}" if n > 1 else answer for answer, n in counted)
         facts.append((words["references"], listed))
     key, image = record["sample_id"], record["image"]
     place = [record["question_type"], key, image]

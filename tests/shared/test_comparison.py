@@ -22,7 +22,7 @@ from shared.comparison_many import (
 )
 from shared.comparison_many_report import make_report_of_all, summary_of_all
 from shared.comparison_report import make_report
-from shared.comparison_sections import type_cells
+from shared.comparison_sections import question_card, type_cells
 from shared.comparison_texts import TEXTS as SHARED
 from shared.estimates import estimate
 from shared.options import UserError, write_json
@@ -373,3 +373,18 @@ def test_charts_of_six_runs(runs):
     """Drawn for real: six colours, labels of any length."""
     text = page([*runs, *runs])
     assert text.count('class="chart" src="data:image/png') == 5
+
+
+@pytest.mark.parametrize(
+    ("references", "listed"),
+    [
+        (["red", "red", "blue"], "red ×2, blue"),
+        (["a dog, a cat", "two pets"], "a dog, a cat | two pets"),
+        (["红色，圆形", "圆"], "红色，圆形 | 圆"),
+    ],
+)
+def test_references_with_commas_are_told_apart(references, listed):
+    record = {"sample_id": "1", "image": "", "question": "What?", "question_type": None,
+              "references": references}  # fmt: skip
+    card = question_card(record, [], lambda _: Path(), TEXTS["en"])
+    assert dict(card.facts)["References"] == listed
