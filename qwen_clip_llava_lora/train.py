@@ -21,7 +21,6 @@ them: results.py.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from pathlib import Path
@@ -37,15 +36,20 @@ from qwen_clip_llava_lora.train_settings import (
     preset_values,
     toy_defaults,
 )
+from qwen_clip_llava_lora.training_run import (
+    best_of,
+    refuse_unproven_sharding,
+    run_name,
+    training_config,
+    write_outcome,
+)
 from shared.options import (
     MissingError,
     flag_is_set,
     guarded,
     parse_training_options,
     portable_path,
-    resolved_config,
     start_run,
-    write_json,
 )
 
 if TYPE_CHECKING:
@@ -58,13 +62,15 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     # Data
     from qwen_clip_llava_lora.training_data import VlmCollator, open_training_data
     from shared.conversation_data import ConversationSampler, check_samples, refuse_bad_samples
+    from shared.loading import quiet_libraries
     from shared.training_flags import check_training_flags
 
+    quiet_libraries()
     check_toy(options)
     training.output_dir = training.output_dir or str(RUNS / run_name(options, training))
     folder = Path(training.output_dir)
     try:
-        data = open_training_data(options, training.seed)
+        data = open_training_data(options, training.seed) if options.data else None
     except MissingError:
         if not options.dry_run:
             raise
@@ -77,6 +83,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     if not len(data.held_out):
         training.eval_strategy = "no"
     check_training_flags(training)
+    refuse_unproven_sharding(training)
     if training.ddp_find_unused_parameters is None:  # a batch of text alone uses the projector too
         training.ddp_find_unused_parameters = False
     sampler = ConversationSampler(
@@ -119,7 +126,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
         save_result,
     )
     from qwen_clip_llava_lora.validation import EarlyStopping, Validation
-    from shared.training import CURVE_FILE, VlmTrainer, plot_curve
+    from shared.training import VlmTrainer
 
     parts = trained_parts(
         options.train_type, trains_projector(options, model.model_type), options.train_vision
@@ -157,11 +164,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
         save(result, final)
     elif best_step != steps and result == ADAPTER_FOLDER:
         save(LAST_FOLDER, final)
-    plot_curve(
-        folder / CURVE_FILE, folder / "curve.png", selection=validation.metric or "loss",
-        title=folder.name, synthetic=content["synthetic"], n_validation=len(data.held_out),
-    )  # fmt: skip
-    metrics = {
+    outcome = {
         "steps": steps,
         "best_step": best_step,
         "selection": selection,
@@ -174,59 +177,8 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
         "synthetic": content["synthetic"],
         "last": final,
     }
-    write_json(folder / "metrics.json", metrics)
-    print(f"trained {steps} steps in {metrics['seconds']} s; best step: {best_step}")
-    if content["synthetic"]:
-        print("SYNTHETIC data or model: its figures are no measure of a real one")
-    print(f"curve: {portable_path(folder / 'curve.png')}")
+    write_outcome(folder, outcome, validation.metric)
     print(f"written: {portable_path(folder / result)}")
-
-
-def best_of(folder: Path) -> int | None:
-    """The step of the kept weights; None without validation."""
-    from shared.options import read_json
-
-    file = folder / "best.json"
-    return read_json(file)["step"] if file.is_file() else None
-
-
-def run_name(options: TrainOptions, training: TrainingArguments) -> str:
-    """course_MODEL_DATA_lora_seed0: two runs that differ in more need an --output_dir."""
-    parts = [
-        options.preset,
-        Path(options.model or "").name,
-        *(Path(path).stem for path in options.data or ()),
-        str(options.limit) if options.limit else "",
-        options.train_type,
-        f"contrast{options.contrastive_weight:g}" if options.contrastive_weight else "",
-        f"seed{training.seed}",
-    ]
-    return "_".join(part for part in parts if part)
-
-
-def training_config(options: TrainOptions, training: TrainingArguments) -> dict[str, Any]:
-    """config.json: our options, the training flags that decide what comes out, what was read."""
-    from qwen_clip_llava_lora.results import find_projector
-    from qwen_clip_llava_lora.training_model import compute_dtype
-    from shared.loading import fingerprint, model_folder
-    from shared.training_flags import recorded_flags
-
-    given = [*(options.data or ()), *([options.validation_data] * bool(options.validation_data))]
-    projector = None if options.projector is None else find_projector(options.projector)
-    return resolved_config(
-        options,
-        script="train",
-        compute_dtype=str(compute_dtype(options, training)).removeprefix("torch."),
-        training=recorded_flags(training),
-        model_fingerprint=fingerprint(model_folder(options.model or "", options.revision)),
-        projector_hash=None if projector is None else file_hash(projector),
-        data_hashes=[file_hash(path) for path in map(Path, given) if path.is_file()],
-    )
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def parse(argv: list[str] | None = None) -> tuple[TrainOptions, TrainingArguments]:

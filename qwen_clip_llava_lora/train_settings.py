@@ -55,6 +55,7 @@ TOY: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-3,
         "eval_steps": 100,
         "save_steps": 200,
+        "validation_metric": "cider",
         "validation_max_new_tokens": 32,
     },
     "align": {
@@ -64,6 +65,7 @@ TOY: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-3,
         "eval_steps": 100,
         "save_steps": 200,
+        "validation_metric": "cider",
         "validation_max_new_tokens": 32,
     },
     "strong": {
@@ -74,6 +76,7 @@ TOY: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-3,
         "eval_steps": 100,
         "save_steps": 200,
+        "validation_metric": "cider",
         "validation_max_new_tokens": 32,
     },
     "medical_ct": {
@@ -84,6 +87,7 @@ TOY: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-3,
         "eval_steps": 100,
         "save_steps": 200,
+        "validation_metric": "cider",
         "validation_max_new_tokens": 64,
     },
     "emotion": {
@@ -140,11 +144,17 @@ def prepare_toy() -> None:
 
 def check_toy(options: TrainOptions) -> None:
     """Raises MissingError with the command that makes what the toy's defaults ask for."""
+    script = "python qwen_clip_llava_lora/"
     made_by = {
-        str(TOY_MERGED): "python qwen_clip_llava_lora/merge_model.py --toy",
-        str(RUNS / "toy_align"): "python qwen_clip_llava_lora/train.py --toy --preset align",
+        str(TOY_MERGED): f"{script}merge_model.py --toy",
+        str(RUNS / "toy_align"): f"{script}train.py --toy --preset align",
+        **{
+            str(TOY_SETS / name / "prepared"): f"{script}prepare_data.py --toy --dataset {name}"
+            for name in ("medtrinity", "affectnet")
+        },
     }
-    for name in (options.model, options.projector):
+    started_from = () if options.dry_run else (options.projector,)
+    for name in (options.model, *(options.data or ()), *started_from):
         if name in made_by and not Path(name).is_dir():
             raise MissingError(f"{name} is not there yet; it is made by\n  {made_by[name]}")
 
@@ -269,7 +279,7 @@ class TrainOptions(ToyOptions):
                 "which model? Give --model FOLDER (merge_model.py makes a LLaVA from Qwen and "
                 "CLIP), or --toy"
             )
-        if not self.data:
+        if not self.data and not self.dry_run:
             raise UserError("which data? Give --data FILE_OR_FOLDER, or --toy")
         self._check_weights()
         self._check_parts()
@@ -283,12 +293,12 @@ class TrainOptions(ToyOptions):
             )
 
     def _check_weights(self) -> None:
-        assert self.data is not None
         if self.data_weights is None:
             return
-        if len(self.data_weights) != len(self.data):
+        if len(self.data_weights) != len(self.data or ()):
             raise UserError(
-                f"--data_weights has {len(self.data_weights)} values for {len(self.data)} --data"
+                f"--data_weights has {len(self.data_weights)} values for "
+                f"{len(self.data or ())} --data"
             )
         if not all(0 < weight < float("inf") for weight in self.data_weights):
             raise UserError(f"--data_weights {self.data_weights}: each above 0")
