@@ -77,7 +77,7 @@ class LlavaFamily(ChatFamily):
 
     def load_adapter(self, model: nn.Module, adapter: Path) -> nn.Module:
         model = load_llava_parts(model, adapter, self.folder)
-        self.trained_on = adapter_manifest(adapter).get("image_aspect_ratio", self.trained_on)
+        self.trained_on = adapter_manifest(adapter).get("image_aspect_ratio") or self.trained_on
         return model
 
     @torch.no_grad()

@@ -76,7 +76,8 @@ def load_vision_language(
 
     `quantization` (none, int8, nf4) is of the language model; tower, projector and head stay in
     `dtype`. `adapter` is a folder of `shared.vision_families_adapters`, trained on this very model.
-    `min_pixels` and `max_pixels` are a picture's bounds for Qwen-VL. Raises UserError with the
+    `min_pixels` and `max_pixels` are a picture's bounds for Qwen-VL; where None, those that the
+    adapter was trained with, else the folder's. Raises UserError with the
     cause, before weights are read where it can be known.
     """
     import transformers
@@ -84,7 +85,9 @@ def load_vision_language(
     folder = model_folder(model, revision)
     saved_beside = None
     if adapter is not None:
-        adapter_manifest(Path(adapter))
+        trained = adapter_manifest(Path(adapter))
+        min_pixels = trained.get("min_pixels") if min_pixels is None else min_pixels
+        max_pixels = trained.get("max_pixels") if max_pixels is None else max_pixels
         if (Path(adapter) / "processor_config.json").is_file():  # saved beside it in training
             saved_beside = Path(adapter)
     family = open_family(folder, saved_beside, min_pixels, max_pixels)
@@ -134,6 +137,13 @@ class VisionLanguage:
                 "LLaVA v1.5"
             )
 
+        if THOUGHT in family.lead(""):
+            self.notes.append(
+                f"{family.folder}: its chat template has a thought before each answer; an output "
+                f"that is cut before {THOUGHT} is a thought alone, so --max_new_tokens must have "
+                "room for both"
+            )
+
     @property
     def device(self) -> torch.device:
         return self.family.model.device
@@ -180,7 +190,10 @@ class VisionLanguage:
         if not choices:
             return "no choice is given"
         special, length = self.special_ids(), self.family.max_length
-        n_prompt = len(self.longest_ids(prompt))
+        try:
+            n_prompt = len(self.longest_ids(prompt))
+        except UserError as error:
+            return str(error)
         for choice in choices:
             problem = text_problem(choice)
             if problem:

@@ -21,6 +21,14 @@ from shared.options import IGNORE_INDEX, UserError
 from shared.vision_families import Family, open_family
 from tests.tiny_models import KINDS, THINKING_TEMPLATE, tiny_folder
 
+PROJECTORS = {  # below model.model
+    "llava": "multi_modal_projector.linear_1.weight",
+    "llava_siglip": "multi_modal_projector.linear_1.weight",
+    "qwen2_vl": "visual.merger.mlp.0.weight",
+    "qwen2_5_vl": "visual.merger.mlp.0.weight",
+    "qwen3_vl": "visual.deepstack_merger_list.0.linear_fc1.weight",
+    "minicpmv4_6": "merger.mlp.0.linear_1.weight",
+}
 SIZES = [(50, 40), (90, 60), (60, 110), (56, 56), (300, 20), (17, 400), (640, 480), (113, 112)]
 
 
@@ -240,7 +248,7 @@ def test_the_loss_is_that_of_the_answers_and_sees_the_picture(
     folders: dict[str, Path], families: dict[str, Family], kind: str
 ) -> None:
     """Two rows of different length with one and two pictures; the loss against one by hand from
-    the logits of each row alone."""
+    the logits of each row alone. The projector learns from it."""
     import transformers
 
     family = families[kind]
@@ -263,21 +271,26 @@ def test_the_loss_is_that_of_the_answers_and_sees_the_picture(
             ids[place, :n] = torch.tensor(encoded[i]["input_ids"])
             labels[place, :n] = torch.tensor(encoded[i]["labels"])
             mask[place, :n] = 1
-        with torch.no_grad():
-            return model(
-                input_ids=ids, attention_mask=mask, labels=labels, use_cache=False,
-                **picture_inputs(family, [p for i in which for p in pictures[i]]),
-                **batch_inputs(family, ids),
-            )  # fmt: skip
+        return model(
+            input_ids=ids, attention_mask=mask, labels=labels, use_cache=False,
+            **picture_inputs(family, [p for i in which for p in pictures[i]]),
+            **batch_inputs(family, ids),
+        )  # fmt: skip
 
-    together = float(run([0, 1, 2], shown).loss)
+    together = float(run([0, 1, 2], shown).loss.detach())
     total, n_learned = 0.0, 0
     for i, row in enumerate(encoded):
-        log_probs = run([i], shown).logits[0].float().log_softmax(-1)
+        log_probs = run([i], shown).logits[0].detach().float().log_softmax(-1)
         targets = torch.tensor(row["labels"][1:])
         kept = targets != IGNORE_INDEX
         total -= float(log_probs[:-1][kept].gather(1, targets[kept][:, None]).sum())
         n_learned += int(kept.sum())
     assert together == pytest.approx(total / n_learned, rel=1e-4)
     other = [[picture(size, 9) for size in own] for own in sizes]
-    assert float(run([0, 1, 2], other).loss) != pytest.approx(together, rel=1e-3)
+    assert float(run([0, 1, 2], other).loss.detach()) != pytest.approx(together, rel=1e-3)
+    run([0, 1, 2], shown).loss.backward()
+    for name in ("language_model.layers.0.mlp.up_proj.weight", PROJECTORS[kind]):
+        gradient = model.model.get_parameter(name).grad
+        assert gradient is not None
+        assert float(gradient.abs().sum()) > 0
+        assert bool(gradient.isfinite().all())

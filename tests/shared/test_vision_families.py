@@ -318,6 +318,17 @@ def test_pixel_bounds_change_the_number_of_tokens(
         open_family(folders[kind], min_pixels=200_000)
 
 
+def test_an_adapters_pixel_bounds_are_taken(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder, name = folders["qwen2_vl"], PROJECTORS["qwen2_vl"]
+    weight = load_vision_language(str(folder), device="cpu").family.model.get_parameter(name)
+    adapter = write_adapter(tmp_path / "a", folder, {name: weight.data}, max_pixels=56 * 56)
+    for given, n in ((None, 4), (112 * 112, 16)):
+        asker = load_vision_language(
+            str(folder), device="cpu", adapter=str(adapter), max_pixels=given
+        )
+        assert asker.family.n_image_tokens == n
+
+
 def test_pixel_bounds_are_for_qwen(folders: dict[str, Path]) -> None:
     for kind in ("llava", "minicpmv4_6"):
         with pytest.raises(UserError, match="are for Qwen-VL"):
@@ -359,6 +370,7 @@ def test_a_thinking_folder_is_asked_with_an_open_thought(thinking: VisionLanguag
         "<|im_end|>\n<|im_start|>assistant\n<think>\n"
     )
     assert family.lead("Which?") == "\n</think>\n\n"
+    assert "has a thought before each answer" in thinking.notes[0]
     talk = Turns([("human", "A?"), ("gpt", "B."), ("human", "C?")])
     assert family.tokenizer.decode(family.prompt_ids(talk)) == (
         "<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\nB.<|im_end|>\n"
@@ -376,7 +388,7 @@ PROJECTORS = {
 }
 
 
-def write_adapter(target: Path, folder: Path, tensors: dict[str, Any]) -> Path:
+def write_adapter(target: Path, folder: Path, tensors: dict[str, Any], **more: Any) -> Path:
     from safetensors.torch import save_file
 
     from shared.loading import fingerprint
@@ -384,7 +396,7 @@ def write_adapter(target: Path, folder: Path, tensors: dict[str, Any]) -> Path:
     target.mkdir()
     save_file(tensors, target / "projector.safetensors")
     manifest = {"base_model": str(folder), "base_fingerprint": fingerprint(folder),
-                "parts": {"model": str(folder)}}  # fmt: skip
+                "parts": {"model": str(folder)}, **more}  # fmt: skip
     (target / "manifest.json").write_text(json.dumps(manifest))
     return target
 
