@@ -21,7 +21,7 @@ from qwen_clip_llava_lora.prompt_templates import Malformed, PromptTemplate, Val
 from shared.images import ImageError, header_size, list_images, open_image
 from shared.options import UserError
 
-CUT = "it was cut at {n} tokens, shorter please"
+CUT = "the answer was cut at {n} tokens, it must be shorter"
 NOT_ASKED = "not asked: the server did not answer"
 
 

@@ -95,6 +95,8 @@ def print_summary(metrics: Mapping[str, Any], folder: Path) -> None:
         print(f"{name}: {counted}; {figures['unusable_answers']['count']} unusable answers, "
               f"{figures['request_seconds'] or 0:.1f} s of requests, "
               f"cost {'not known' if cost is None else f'{cost:.4f}'}")  # fmt: skip
-    rows = metrics["rows"]
-    print(f"{rows['train']} training and {rows['validation']} validation rows in "
-          f"{portable_path(folder)} ({rows['duplicates']} repeated texts left out)")  # fmt: skip
+    rows, place = metrics["rows"], portable_path(folder)
+    print(f"{rows['train']} training and {rows['validation']} validation rows in {place} "
+          f"({rows['duplicates']} repeated texts left out)")  # fmt: skip
+    print(f"next: compare_prompts.py {place}, or train.py --data {place} "
+          f"--validation_data {place}/validation.json")  # fmt: skip
