@@ -107,14 +107,16 @@ def ask(model: Any, folder: Path) -> list[str]:
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
+    bos = processor.tokenizer.bos_token
+    once = {"add_special_tokens": not (bos and prompt.startswith(bos))}  # Llama 3 writes its own
     n_tokens = llava_image_tokens(model.config)
     logits = []
     for picture in pictures(model.config.vision_config.image_size):
         try:
-            inputs = processor(images=picture, text=prompt, return_tensors="pt").to(model.device)
+            inputs = processor(images=picture, text=prompt, return_tensors="pt", **once)
         except ValueError as error:
             raise UserError(f"self-check: the processor fails: {error}") from error
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        inputs = inputs.to(model.device, model.dtype)  # the ids stay whole numbers
         counted = int((inputs["input_ids"] == model.config.image_token_id).sum())
         vectors = len(model.get_image_features(inputs["pixel_values"]).pooler_output[0])
         if not counted == vectors == n_tokens:

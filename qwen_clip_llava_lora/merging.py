@@ -173,7 +173,7 @@ def read_template(file: Path) -> str:
 
 
 def show_pictures(tokenizer: Any, folder: Path) -> list[str]:
-    """Make the template take a picture as `<image>` in a text and as a part of a list alike."""
+    """Make a template of texts take a picture as a part of a list too, with the same result."""
     from jinja2 import TemplateError
 
     question = "Qprobe7"
@@ -186,21 +186,18 @@ def show_pictures(tokenizer: Any, folder: Path) -> list[str]:
         except (TemplateError, TypeError, ValueError):
             return None
 
-    as_text = rendered(f"{IMAGE_TAG}\n{question}")
+    def shows(text: str | None) -> bool:
+        return text is not None and text.count(IMAGE_TAG) == 1 and question in text
+
     parts = [{"type": "image"}, {"type": "text", "text": question}]
-    done = []
-    if rendered(parts) != as_text and as_text is not None:
+    done, as_text = [], rendered(f"{IMAGE_TAG}\n{question}")
+    if shows(as_text) and rendered(parts) != as_text:
         tokenizer.chat_template = PARTS_AS_TEXT + tokenizer.chat_template
         done.append("its chat template takes pictures as parts of a list too")
-    if as_text is None or as_text.count(IMAGE_TAG) != 1 or question not in as_text:
+    if not shows(rendered(parts)):
         raise UserError(
-            f"{folder}: its chat template does not show a picture and a question that stand in one "
-            "text; give another with --chat_template FILE.jinja"
-        )
-    if rendered(parts) != as_text:
-        raise UserError(
-            f"{folder}: its chat template writes a list of parts otherwise than a text; give "
-            "another with --chat_template FILE.jinja"
+            f"{folder}: its chat template does not show a picture and a question that come "
+            "together; give another with --chat_template FILE.jinja"
         )
     try:
         chat_style(tokenizer)

@@ -317,6 +317,29 @@ def test_a_template_of_texts_takes_parts_too(merge):
         )
 
 
+@pytest.mark.parametrize(("name", "before", "wrapped"), [
+    ("LLAMA3_JINJA", "<s><|start_header_id|>system", True),
+    ("QWEN3_JINJA", "<|im_start|>user\n<image>\nWhat?", True),
+    ("GEMMA_JINJA", "<s><start_of_turn>user\n<image>\nWhat?", True),
+    ("PARTS_JINJA", "USER: <image>\nWhat?", False),
+])  # fmt: skip
+def test_published_templates_show_pictures(name, before, wrapped, tmp_path):
+    """In short form; the last takes parts alone, as those of published LLaVA folders do."""
+    from tests.shared import test_conversations
+
+    template = getattr(test_conversations, name)
+    tokenizer = own_tokenizer("qwen2" if name.startswith("QWEN") else "llama")
+    tokenizer.add_tokens(["<|eot_id|>", "<end_of_turn>"], special_tokens=True)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    made, done = merging.ready_tokenizer(tmp_path, None)
+    assert (made.chat_template != template) == wrapped == (len(done) > 1)
+    content = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    text = made.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    assert text.startswith(before)
+    assert text.count("<image>\nWhat?") == 1
+
+
 def test_what_training_learns_is_the_template_s_answer(merge):
     """The wrapped template still shows where an answer begins and ends."""
     from transformers import AutoTokenizer
@@ -400,6 +423,29 @@ def test_a_projector_of_other_widths_is_refused(parts, tmp_path):
     with pytest.raises(UserError, match=r"no projector.safetensors there"):
         run(*given, tmp_path / "none")
     assert not (tmp_path / "llava").exists()
+
+
+def test_parts_in_shards_and_bin_files(parts, merge, tmp_path):
+    """CLIP-L/14 at 336 pixels is published as pytorch_model.bin, larger models in shards."""
+    from shutil import copytree
+
+    from transformers import AutoModelForCausalLM
+
+    language_model, tower = parts("qwen2", "clip")
+    copytree(language_model, tmp_path / "text")
+    (tmp_path / "text" / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_pretrained(language_model).save_pretrained(
+        tmp_path / "text", max_shard_size="50KB"
+    )
+    assert len(list((tmp_path / "text").glob("model-*.safetensors"))) > 2
+    copytree(tower, tmp_path / "tower")
+    torch.save(load_file(tower / "model.safetensors"), tmp_path / "tower" / "pytorch_model.bin")
+    (tmp_path / "tower" / "model.safetensors").unlink()
+    run("--language_model", tmp_path / "text", "--vision_tower", tmp_path / "tower",
+        "--output_dir", tmp_path / "llava")  # fmt: skip
+    made, wanted = (load_file(f / "model.safetensors") for f in (tmp_path / "llava", merge()))
+    assert made.keys() == wanted.keys()
+    assert all(torch.equal(made[name], wanted[name]) for name in wanted)
 
 
 # What is refused
