@@ -98,5 +98,5 @@ def print_summary(metrics: Mapping[str, Any], folder: Path) -> None:
     rows, place = metrics["rows"], portable_path(folder)
     print(f"{rows['train']} training and {rows['validation']} validation rows in {place} "
           f"({rows['duplicates']} repeated texts left out)")  # fmt: skip
-    print(f"next: compare_prompts.py {place}, or train.py --data {place} "
-          f"--validation_data {place}/validation.json")  # fmt: skip
+    held_out = f" --validation_data {place}/validation.json" if rows["validation"] else ""
+    print(f"next: compare_prompts.py {place}, or train.py --data {place}{held_out}")
