@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from qwen_clip_llava_lora.comparing import metric_rows, metric_rows_of_all, plain_reasons, scorer
+from qwen_clip_llava_lora.report_texts import texts_for
 from qwen_clip_llava_lora.scoring import PUBLISHED_UNDER
 from qwen_clip_llava_lora.settings import RUNS
 from shared.comparison import compare, pair_up
@@ -91,12 +92,24 @@ def main(options: CompareOptions) -> None:
     folder = Path(options.output_dir or RUNS / f"compare_{'_'.join(names)}"[:200])
     check_output_folder(folder)
 
-    # Compare and report
+    # Compare
+    from qwen_clip_llava_lora.compare_page import likelihood_lines, with_contrast
+    from shared.charts import chart_language
+
+    texts = texts_for(names, runs[0].metrics["metric"])
+    words, labels = texts[options.language], texts[chart_language(options.language)]
     make = two_runs if len(runs) == 2 else several_runs
-    comparison, report, said = make(options, runs, names, reasons, folder)
-    write_json(folder / "comparison.json", comparison | {"not_comparable": reasons})
-    write_report(folder / "report.html", report)
-    print(said)
+    comparison, report, said = make(options, runs, names, reasons, folder, texts)
+    both = common_questions(runs)
+    rows = metric_rows(*both, options.seed) if len(runs) == 2 else metric_rows_of_all(
+        both, options.seed
+    )  # fmt: skip
+
+    # Report
+    content = comparison | {"metrics": rows, "not_comparable": reasons}
+    write_json(folder / "comparison.json", content)
+    write_report(folder / "report.html", with_contrast(report, rows, both, names, words, labels))
+    print("\n".join([*likelihood_lines(rows, names, words), said]))
 
 
 def chosen_folders(options: CompareOptions) -> list[Path]:
@@ -116,26 +129,17 @@ def two_runs(
     names: Sequence[str],
     reasons: Sequence[str],
     folder: Path,
+    texts: Mapping[str, Mapping[str, str]],
 ) -> tuple[dict[str, Any], Report, str]:
-    """Figures, page and summary of two runs."""
-    from qwen_clip_llava_lora.compare_page import likelihood_lines
-    from qwen_clip_llava_lora.report_texts import texts_for
+    """Figures, page and summary of two runs by their headline."""
     from shared.comparison_report import make_report, summary
 
     base, tuned = runs
-    texts = texts_for(names, base.metrics["metric"])
     comparison = compare(base, tuned, protocols=PUBLISHED_UNDER, seed=options.seed)
     report = make_report(comparison, base, tuned, pair_up(base, tuned), texts=texts,
                          **page_settings(options, runs, reasons))  # fmt: skip
-    rows = metric_rows(base, tuned, options.seed)
     path = portable_path(folder / "report.html")
-    said = summary(comparison, reasons, path, texts[options.language])
-    lines = likelihood_lines(rows, names, texts[options.language])
-    return (
-        comparison | {"metrics": rows},
-        with_own(report, rows, runs, names, texts, options.language),
-        "\n".join([*lines, said]),
-    )
+    return comparison, report, summary(comparison, reasons, path, texts[options.language])
 
 
 def several_runs(
@@ -144,41 +148,17 @@ def several_runs(
     names: Sequence[str],
     reasons: Sequence[str],
     folder: Path,
+    texts: Mapping[str, Mapping[str, str]],
 ) -> tuple[dict[str, Any], Report, str]:
     """The same of three runs and more."""
-    from qwen_clip_llava_lora.compare_page import likelihood_lines
-    from qwen_clip_llava_lora.report_texts import TEXTS
     from shared.comparison_many_report import make_report_of_all, summary_of_all
 
     comparison = compare_all(runs, names=names, seed=options.seed)
-    runs = common_questions(runs)
-    report = make_report_of_all(comparison, runs, questions_of(runs), texts=TEXTS,
+    asked = questions_of(common_questions(runs))
+    report = make_report_of_all(comparison, runs, asked, texts=texts,
                                 **page_settings(options, runs, reasons))  # fmt: skip
-    rows = metric_rows_of_all(runs, options.seed)
     path = portable_path(folder / "report.html")
-    said = summary_of_all(comparison, reasons, path, TEXTS[options.language])
-    lines = likelihood_lines(rows, names, TEXTS[options.language])
-    return (
-        comparison | {"metrics": rows},
-        with_own(report, rows, runs, names, TEXTS, options.language),
-        "\n".join([*lines, said]),
-    )
-
-
-def with_own(
-    report: Report,
-    rows: list[dict[str, Any]],
-    runs: Sequence[Run],
-    names: Sequence[str],
-    texts: dict[str, dict[str, str]],
-    language: Literal["en", "zh"],
-) -> Report:
-    """The page with this experiment's own section in front."""
-    from qwen_clip_llava_lora.compare_page import with_contrast
-    from shared.charts import chart_language
-
-    labels = texts[chart_language(language)]
-    return with_contrast(report, rows, runs, names, texts[language], labels)
+    return comparison, report, summary_of_all(comparison, reasons, path, texts[options.language])
 
 
 def page_settings(

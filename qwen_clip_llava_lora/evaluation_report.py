@@ -145,7 +145,7 @@ def caption_table(captions: Mapping[str, Any]) -> Table:
                             for name, scores in captions.items())],
         rows=[Row([name, *(cell(scores, name) for scores in captions.values())])
               for name in names],
-        note=f"{'; '.join(dict.fromkeys(said + notes))}. Intervals of 95 % draw pictures.",
+        note=f"{'; '.join(dict.fromkeys(said + notes))}. Intervals of 95 % draw samples.",
     )  # fmt: skip
 
 

@@ -56,8 +56,8 @@ OWN: dict[str, dict[str, str]] = {
         "pictures. p (Holm): adjusted over the pairs of each metric, Wilcoxon's likewise. A "
         "coloured edge: it is at most 0.05. ",
         "tests_note": "Tests: exact McNemar for right or wrong answers about a picture each, else "
-        "sign flips by picture; for captions the two runs' captions are swapped within pictures "
-        "and the figure computed anew (METEOR as the mean of its captions). Macro-F1 has an "
+        "sign flips by picture; captions are resampled by sample and swapped within samples, "
+        "the figure computed anew (METEOR as the mean of its captions). Macro-F1 has an "
         "interval and no test.",
         "chart_likelihood": "Log-likelihood of the references, per token",
         "alt_likelihood": "Histogram of the samples, the first run upwards, the second downwards.",
@@ -124,7 +124,7 @@ OWN: dict[str, dict[str, str]] = {
         "在每个指标的各对之间校正，Wilcoxon 亦同。彩色边表示它不超过 0.05。",
         "tests_note": "检验：每张图片只有一个回答、且非对即错时用精确 McNemar 检验，"
         "否则按图片翻转符号；"
-        "图片描述指标把两次运行的描述在图片内交换后重新计算（METEOR 取各描述的平均）。"
+        "图片描述指标按样本抽样，并在样本内交换两次运行的描述后重新计算（METEOR 取各描述的平均）。"
         "宏平均 F1 只有区间，没有检验。",
         "chart_likelihood": "参考答案每个词元的对数似然",
         "alt_likelihood": "样本的直方图：前一次向上，后一次向下。",
@@ -156,7 +156,7 @@ TEXTS = {language: SHARED[language] | OWN[language] for language in OWN}
 
 
 def texts_for(names: Sequence[str], metric: str) -> dict[str, dict[str, str]]:
-    """The words in both languages with two runs' own names, and the headline's, in their places."""
+    """The words in both languages with the first two runs' names, and the headline's, in them."""
     first, second, headline = (escaped(name) for name in (*names[:2], metric))
     return {
         language: words
