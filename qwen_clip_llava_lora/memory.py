@@ -141,21 +141,28 @@ def kept_per_layer(language_model: nn.Module) -> float:
     """Bytes that autograd keeps of each token in a layer, without the weights and autocast's copies
     of them. What goes in needs a gradient, as it does behind a trained projector.
 
-    Counted on the CPU's kernels: dropout keeps 4 bytes where a GPU's keeps 1; Qwen3.5's linear
-    attention (MiniCPM-V 4.6) is counted as transformers' own code has it, the kernels of
-    flash-linear-attention keep less.
+    Counted as with padding in the batch, on the CPU's kernels: dropout keeps 4 bytes where a GPU's
+    keeps 1. Qwen3.5's linear attention (MiniCPM-V 4.6) is counted as transformers' own code has it,
+    the kernels of flash-linear-attention keep less.
     """
     config, layers = language_model.config, language_model.layers
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    period = next(
-        n for n in range(1, len(kinds) + 1) if kinds == (kinds[:n] * len(kinds))[: len(kinds)]
-    )  # the layers repeat: 1, or 4 where three of four have linear attention
+    n_layers = len(layers)
+    period = next(  # the layers repeat: 1, or 4 where three of four have linear attention
+        n
+        for n in range(1, n_layers + 1)
+        if n_layers % n == 0 and kinds == kinds[:n] * (len(kinds) // n)
+    )
+    runs = (0, 1) if 2 * period > n_layers else (1, 2)
+    costs = []
     try:
-        language_model.layers = layers[:period]
-        short, long = (_kept_bytes(language_model, n) for n in COUNTED)
+        for n in runs:
+            language_model.layers = layers[: n * period]
+            short, long = (_kept_bytes(language_model, tokens) for tokens in COUNTED)
+            costs.append((long - short) / (COUNTED[1] - COUNTED[0]))
     finally:
         language_model.layers = layers
-    return (long - short) / (COUNTED[1] - COUNTED[0]) / period
+    return (costs[1] - costs[0]) / period
 
 
 def _kept_bytes(language_model: nn.Module, tokens: int) -> int:
@@ -187,7 +194,13 @@ def _kept_bytes(language_model: nn.Module, tokens: int) -> int:
         )  # (1, T, D)
         with torch.autocast("cpu", torch.bfloat16), saved_tensors_hooks(keep, lambda t: t):
             functional_call(
-                language_model, state, kwargs={"inputs_embeds": embeddings, "use_cache": False}
+                language_model,
+                state,
+                kwargs={
+                    "inputs_embeds": embeddings,
+                    "attention_mask": torch.ones(1, tokens, dtype=torch.long),
+                    "use_cache": False,
+                },
             )
     return sum(storage.nbytes() for storage in kept.values())
 

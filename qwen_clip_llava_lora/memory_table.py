@@ -39,18 +39,20 @@ COLUMNS: dict[Strategy, tuple[str, str]] = {
 ABOVE = (
     "GiB on each GPU, computed, not measured, for 1 / 2 / 4 / 8 GPUs: bfloat16, activation "
     "checkpointing, one sample on each GPU with a picture of {picture} and {text} tokens of text, "
-    "{learned} of them learned; LoRA of rank {rank} on all linear layers of the language model; the "
-    "vision tower is frozen; 1 GiB of CUDA overhead is in it.",
-    "每张 GPU 的显存（GiB），由公式计算，未经实测，依次为 1 / 2 / 4 / 8 张 GPU：bfloat16，激活重计算，"
-    "每张 GPU 一个样本，含一张 {picture} 的图片和 {text} 个文本 token（其中 {learned} 个参与学习）；"
+    "{learned} of them learned; LoRA of rank {rank} on all linear layers of the language model; "
+    "the vision tower is frozen; 1 GiB of CUDA overhead is in it.",
+    "每张 GPU 的显存（GiB），由公式计算，未经实测，依次为 1 / 2 / 4 / 8 张 GPU："
+    "bfloat16，激活重计算，"
+    "每张 GPU 一个样本，含一张 {picture} 的图片和 {text} 个文本 token（{learned} 个参与学习）；"
     "LoRA 秩 {rank}，作用于语言模型的全部线性层；视觉塔冻结；已含 1 GiB CUDA 开销。",
 )
 BELOW = (
     "DDP on several GPUs keeps the gradients twice (its buckets). What DeepSpeed allocates beyond "
     "its default buckets comes on top. LoRA with ZeRO-3 is reported to fail for MiniCPM-V "
     "(https://github.com/OpenBMB/MiniCPM-V/issues/651): take ZeRO-2.",
-    "多卡 DDP 会多存一份梯度（通信桶）。DeepSpeed 在默认通信桶之外的开销另计。据报告，MiniCPM-V 的 LoRA "
-    "在 ZeRO-3 下会失败（https://github.com/OpenBMB/MiniCPM-V/issues/651），请使用 ZeRO-2。",
+    "多卡 DDP 会多存一份梯度（通信桶）。DeepSpeed 在默认通信桶之外的开销另计。"
+    "据报告，MiniCPM-V 的 LoRA 在 ZeRO-3 下会失败"
+    "（https://github.com/OpenBMB/MiniCPM-V/issues/651），请使用 ZeRO-2。",
 )
 NAMES = {"lora": ("LoRA", "LoRA"), "full": ("full", "全参数")}
 
