@@ -137,8 +137,8 @@ def load_tokenizer(folder: Path) -> Any:
         )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{folder}: its tokenizer cannot be loaded ({error})") from error
+    except Exception as error:  # a damaged file: KeyError and others, tokenizers' own plain ones
+        raise UserError(f"{folder}: its tokenizer cannot be loaded ({error!r})") from error
 
 
 def load_image_processor(folder: Path) -> Any:

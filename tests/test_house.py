@@ -62,6 +62,10 @@ WITHOUT_TORCH = (
     "llava_openset.scoring",
     "llava_openset.evaluate",
     "llava_openset.predict",
+    "shared.llava_parts",
+    "qwen_clip_llava_lora.merge_settings",
+    "qwen_clip_llava_lora.merge_model",
+    "qwen_clip_llava_lora.merge_adapter",
 )
 
 

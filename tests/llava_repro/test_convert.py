@@ -24,7 +24,6 @@ from llava_repro.model import Llava
 from llava_repro.templates import TEMPLATES, render
 from shared.images import pad_to_square
 from shared.options import REPO_ROOT, UserError, parse_options
-from shared.weight_files import ShardWriter
 
 NAMES = {
     "vision_tower.": "model.vision_tower.vision_tower.vision_model.",
@@ -146,21 +145,6 @@ def test_small_shards_hold_everything_once(tiny_llava_folder, tmp_path):
     assert stored.keys() == before.keys()
     model = Llava.from_pretrained(tmp_path / "new", dtype="float32", device="cpu")
     assert torch.equal(model.language_model.lm_head.weight, before["language_model.lm_head.weight"])
-
-
-def test_no_more_than_one_shard_waits_in_memory(tmp_path):
-    writer = ShardWriter(tmp_path, limit=1000)
-    waiting = []
-
-    def tensors():
-        for number in range(10):
-            waiting.append(sum(tensor.nbytes for tensor in writer.waiting.values()))
-            yield f"weight {number}", torch.full((100,), float(number))  # 400 bytes
-
-    writer.add(tensors())
-    writer.finish()
-    assert max(waiting) <= 1000
-    assert len(list(tmp_path.glob("model-*.safetensors"))) == 5
 
 
 def test_weights_are_read_one_by_one(tiny_llava_folder, tmp_path, monkeypatch):

@@ -19,7 +19,6 @@ from llava_repro.model import Llava
 from llava_repro.planning import read_config
 from llava_repro.results import check_projector, load_lora, read_projector
 from llava_repro.train import main, parse, refuse_unproven_sharding
-from shared.llava_parts import prepare_tokenizer
 from shared.options import UserError
 from shared.training import read_curve
 
@@ -638,28 +637,6 @@ def test_a_projector_of_other_widths_is_refused(
     assert "other.safetensors" in message
     expected = "is --projector_type the one" if spoiled == "kind" else "it was trained for others"
     assert expected in message
-
-
-@pytest.mark.parametrize(
-    ("unknown", "padding", "added"), [("<unk>", "<unk>", 1), (None, "<pad>", 2)]
-)
-def test_a_tokenizer_without_padding_gets_some(llava_parts, unknown, padding, added):
-    """The unknown token as in LLaVA, else a new one; never the end token, which is learned."""
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    raw = json.loads(llava_parts["tokenizer"]("llama").backend_tokenizer.to_str())
-    raw["added_tokens"] = [t for t in raw["added_tokens"] if t["content"] != "<image>"]
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(raw)), eos_token="</s>", unk_token=unknown
-    )
-    n = len(tokenizer)
-    done = prepare_tokenizer(tokenizer)
-    assert len(tokenizer) == n + added
-    assert tokenizer.pad_token == padding
-    assert tokenizer.convert_tokens_to_ids("<image>") == n
-    assert ["added" in done[0], padding in done[1]] == [True, True]
-    assert prepare_tokenizer(tokenizer) == []
 
 
 def test_a_tokenizer_without_image_gets_one_and_the_embeddings_grow(
