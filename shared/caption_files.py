@@ -1,9 +1,11 @@
 """COCO's caption files, checked, and the command that scores them.
 
     python -m shared.caption_score RESULTS ANNOTATIONS [--language zh] [--summary]
+    python -m shared.caption_score SAMPLE_RESULTS ANNOTATIONS --answered_only
 
 Reads RESULTS, [{"image_id": 1, "caption": "a dog"}, ...], and ANNOTATIONS in the layout of
-captions_val2014.json. Prints one JSON object.
+captions_val2014.json. An image of ANNOTATIONS that RESULTS lacks counts as an empty caption, unless
+--answered_only leaves it out: for the results of a sample. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -93,17 +95,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("annotations", type=Path, help="{annotations: [{image_id, caption}, ...]}")
     parser.add_argument("--language", choices=list(TOKENIZERS), default="en")
     parser.add_argument("--spice", action="store_true", help="SPICE too, where it can run")
+    parser.add_argument(
+        "--answered_only",
+        action="store_true",
+        help="score the images of RESULTS alone, say how many are left out: for a sample",
+    )
     parser.add_argument("--summary", action="store_true", help="leave out the images' own scores")
     options = parser.parse_args(argv)
     references = read_references(options.annotations)
     candidates = read_candidates(options.results, references)
+    n_images = len(references)
+    if options.answered_only:
+        if not candidates:
+            raise UserError(f"{options.results}: no caption in it, so --answered_only scores none")
+        references = {i: texts for i, texts in references.items() if i in candidates}
     try:
         scores = score_captions(
             references, candidates, language=options.language, spice=options.spice
         )
     except ModuleNotFoundError as error:  # jieba
         raise UserError(str(error)) from error
-    result = dict(scores)
+    result: dict[str, Any] = dict(scores)
+    if options.answered_only:
+        result["left_out"] = n_images - len(references)
     if options.summary:
         del result["per_image"]
     print(json.dumps(result, indent=2, ensure_ascii=False))

@@ -5,6 +5,7 @@ temporary files and its habit of scoring only the images that have an answer. Co
 from a bootstrap over images: of the sums that BLEU is made of, of the images' scores for the rest.
 
     python -m shared.caption_score RESULTS ANNOTATIONS [--language zh] [--summary]
+    python -m shared.caption_score SAMPLE_RESULTS ANNOTATIONS --answered_only
 
 Reads COCO's files: RESULTS is [{"image_id": 1, "caption": "a dog"}, ...], ANNOTATIONS
 {"annotations": [{"image_id": 1, "caption": "one dog"}, ...]}, as captions_val2014.json. Prints one

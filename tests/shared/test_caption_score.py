@@ -550,6 +550,27 @@ def test_bad_annotations(tmp_path: Path, annotations: object, message: str) -> N
         main([results, write(tmp_path / "captions.json", annotations)])
 
 
+def test_a_sample_s_results_are_scored_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"image_id": i, "caption": f"a {word} on a mat"}
+        for i, word in enumerate(["dog", "cat", "bus", "train"])
+    ]
+    annotations = write(tmp_path / "annotations.json", {"annotations": rows})
+    results = write(tmp_path / "results.json", rows[1:3])
+    main([results, annotations, "--answered_only"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n"], found["left_out"], found["missing"]) == (2, 2, [])
+    assert found["corpus"]["Bleu_4"] == pytest.approx(1)
+    main([results, annotations])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n"], found["missing"]) == (4, [0, 3])
+    assert "left_out" not in found
+    with pytest.raises(UserError, match="no caption in it"):
+        main([write(tmp_path / "none.json", []), annotations, "--answered_only"])
+
+
 def test_missing_file_as_a_command(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "shared.caption_score", "none.json", "none.json"],
