@@ -45,13 +45,16 @@ def with_contrast(
     words: Words,
     labels: Words,
 ) -> Report:
-    """The page with the section in front; `labels` are words that the charts' fonts can draw."""
+    """The page with the section in front, and of two runs the likelihood in its first sentences.
+
+    `labels` are words that the charts' fonts can draw.
+    """
     blocks: list[Block] = []
     lines = likelihood_lines(rows, names, words)
-    if lines:
-        blocks.append(Text(lines))
     if len(runs) == 2:
         blocks += likelihood_chart(runs, names, words, labels)
+    elif lines:
+        blocks.append(Text(lines))
     blocks.append(metrics_table(rows, names, words))
     if runs[0].metrics.get("classification"):
         blocks.append(class_table(runs, names, words))

@@ -287,6 +287,37 @@ def test_shuffled_pictures_are_another_row_s(options, data):
         assert own(sample).getpixel((0, 0)) != other(sample).getpixel((0, 0))
 
 
+def test_a_row_without_a_picture_and_one_without_an_answer(options, data, tmp_path, capsys):
+    rows = read_json(data)[:2]
+    del rows[0]["image"]
+    rows[0]["conversations"][0]["value"] = "What colour has the sky?"
+    del rows[1]["conversations"][1]
+    write_json(data, rows)
+    main(options())
+    records = read_records(tmp_path / "run" / "predictions.jsonl")
+    assert [record["status"] for record in records.values()] == ["ok", "ok"]
+    scored = read_records(tmp_path / "run" / "scored.jsonl")
+    assert scored["row0"]["image_id"] == "row0"
+    assert (scored["row1"]["score"], scored["row1"]["log_likelihood"]) == (None, None)
+    assert scored["row1"]["likelihood_error"] == "no reference answer"
+    main(options(index=0))
+    assert "(no picture)" in capsys.readouterr().out
+
+
+def test_questions_with_ten_answers(options, data, tmp_path):
+    rows = read_json(data)
+    for own in rows:
+        own["answers"] = ["yes"] * 8 + ["no"] * 2
+    write_json(data, rows)
+    main(options(likelihood=False))
+    metrics = read_json(tmp_path / "run" / "metrics.json")
+    assert (metrics["task"], metrics["metric"]) == ("question", "VQA accuracy (official-2021)")
+    assert metrics["captions"] == {"value": None, "reason": "question data"}
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "VQA accuracy, official-2016" in page
+    assert "None: not computed (--likelihood false)." in page
+
+
 # Label data
 
 
