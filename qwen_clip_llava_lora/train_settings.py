@@ -81,6 +81,7 @@ TOY: dict[str, dict[str, Any]] = {
     },
     "medical_ct": {
         "data": [str(TOY_SETS / "medtrinity" / "prepared")],
+        "validation_data": str(TOY_SETS / "medtrinity" / "prepared" / "validation.json"),
         "projector": str(RUNS / "toy_align"),
         "max_steps": 300,
         "per_device_train_batch_size": 16,
@@ -92,6 +93,7 @@ TOY: dict[str, dict[str, Any]] = {
     },
     "emotion": {
         "data": [str(TOY_SETS / "affectnet" / "prepared")],
+        "validation_data": str(TOY_SETS / "affectnet" / "prepared" / "validation.json"),
         "projector": str(RUNS / "toy_align"),
         "max_steps": 300,
         "per_device_train_batch_size": 16,

@@ -76,6 +76,7 @@ def write_outcome(folder: Path, outcome: dict[str, Any], metric: str | None) -> 
     plot_curve(
         folder / CURVE_FILE, folder / "curve.png", selection=metric or "loss", title=folder.name,
         synthetic=outcome["synthetic"], n_validation=outcome["held_out"],
+        n_answered=outcome["answered"],
     )  # fmt: skip
     write_json(folder / "metrics.json", outcome)
     print(f"trained {outcome['steps']} steps in {outcome['seconds']} s")

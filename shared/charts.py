@@ -408,12 +408,13 @@ def training_curve(
     title: str,
     synthetic: bool,
     n_validation: int,
+    n_answered: int | None = None,
 ) -> bytes:
     """Loss (left axis) and the validation figure `eval_<selection>` (right axis, from 0 to 1, or to
     its largest value where it has no such bound: CIDEr) by step.
 
-    `rows` are those of metrics.jsonl; `n_validation` is how many samples the figure is of. With
-    selection "loss" there is no right axis.
+    `rows` are those of metrics.jsonl; `n_validation` is how many samples the validation is of,
+    `n_answered` how many the figure is of, if fewer. With selection "loss" there is no right axis.
     """
     with _figure(4, width=7) as (figure, left):
         left.set_xlabel("step")
@@ -431,7 +432,8 @@ def training_curve(
         if points:
             right = left.twinx()
             right.spines["right"].set_visible(True)
-            label = f"validation {selection} (n {n_validation:,})"
+            n_figure = n_validation if n_answered is None else n_answered
+            label = f"validation {selection} (n {n_figure:,})"
             right.set_ylabel(label)
             # the whole range, or noise would look like progress
             right.set_ylim(0, 1.02 * max(1.0, *(value for _, value in points)))

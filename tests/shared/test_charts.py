@@ -128,8 +128,13 @@ def test_a_training_curve_says_what_it_shows(drawn: list[Any]) -> None:
 def test_a_figure_above_one_is_on_the_axis(drawn: list[Any]) -> None:
     """CIDEr goes to 10: an axis to 1 showed none of it."""
     rows = [{"step": 1, "eval_loss": 1.0, "eval_cider": 2.5}]
-    charts.training_curve(rows, selection="cider", title="r", synthetic=False, n_validation=3)
-    assert drawn[0].axes[1].get_ylim() == (0, pytest.approx(2.55))
+    charts.training_curve(
+        rows, selection="cider", title="r", synthetic=False, n_validation=30, n_answered=3
+    )
+    left, right = drawn[0].axes
+    assert right.get_ylim() == (0, pytest.approx(2.55))
+    assert right.get_ylabel() == "validation cider (n 3)"
+    assert [line.get_label() for line in left.lines] == ["validation loss (n 30)"]
 
 
 def test_a_curve_without_validation_is_drawn() -> None:
