@@ -179,12 +179,15 @@ def _affectnet_lines(path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
             raise UserError(
                 f"{path}: no column {', '.join(sorted(absent))}; found: {', '.join(columns)}"
             )
-        for fields in chain(rows, reader):
-            line = reader.line_num if fields is not first else 1
-            if len(fields) == len(columns):
-                yield line, dict(zip(columns, fields, strict=True))
-            elif fields:
-                yield line, f"{len(fields)} fields where there are {len(columns)} columns"
+        try:
+            for fields in chain(rows, reader):
+                line = reader.line_num if fields is not first else 1
+                if len(fields) == len(columns):
+                    yield line, dict(zip(columns, fields, strict=True))
+                elif fields:
+                    yield line, f"{len(fields)} fields where there are {len(columns)} columns"
+        except csv.Error as error:  # a quote that is opened and never closed
+            yield reader.line_num, f"not valid CSV from here on: {error}"
 
 
 def _affectnet_row(

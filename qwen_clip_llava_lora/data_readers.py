@@ -401,11 +401,9 @@ def picture_values(value: Any, column: str) -> list[str]:
         return []
     found = []
     for picture in value if isinstance(value, list) else [value]:
-        if isinstance(picture, dict) and picture.get("bytes"):
-            picture = data_url(picture["bytes"], column)
-        elif isinstance(picture, dict) and set(picture) <= {"bytes", "path"}:
-            picture = picture.get("path")
-        elif isinstance(picture, bytes):
+        if isinstance(picture, dict) and set(picture) <= {"bytes", "path"}:
+            picture = picture.get("bytes") or picture.get("path")
+        if isinstance(picture, bytes):
             picture = data_url(picture, column)
         if not isinstance(picture, str) or not picture.strip():
             raise RowError(f"{column}: expected a path or a picture, found {picture!r}"[:200])

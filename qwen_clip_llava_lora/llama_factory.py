@@ -148,6 +148,8 @@ def alpaca_row(record: Any, i: int, names: Mapping[str, str]) -> dict[str, Any]:
         raise RowError(f"expected an object, found {type(record).__name__}")
     turns: list[tuple[str, str]] = []
     history = json_cell(record.get(names.get("history", "history")), "history")
+    if not isinstance(history or [], list):
+        raise RowError("history: expected a list of question and answer")
     for k, pair in enumerate(history or []):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise RowError(f"history[{k}]: expected a question and its answer")
@@ -181,7 +183,7 @@ def sharegpt_row(
         role = message.get(tags["role_tag"])
         if role in (tags["observation_tag"], tags["function_tag"]):
             raise RowError(f"{where}: {role!r}: turns with tools are not read here")
-        if role not in roles:
+        if not isinstance(role, str) or role not in roles:
             raise RowError(
                 f"{where}.{tags['role_tag']}: unknown role {role!r}; tags name {', '.join(roles)}"
             )

@@ -396,6 +396,9 @@ def test_llama_factory_alpaca_joins_instruction_and_input(pictures: Path) -> Non
     assert said(data.rows[0]) == ["Hello?", "Yes.", "<image>Describe.\nIn one word.", "red"]
     assert said(data.rows[1]) == ["No picture?", "no"]
     assert "image" not in data.rows[1]
+    rows[1]["history"] = 3
+    data = factory(pictures, {"columns": {"history": "history", "images": "images"}}, rows)
+    assert "own.json row 1: history: expected a list" in problem(data.rows, 1)
 
 
 def test_llama_factory_openai_messages_and_other_files(pictures: Path) -> None:
@@ -430,9 +433,11 @@ def test_llama_factory_openai_messages_and_other_files(pictures: Path) -> None:
         ),
         ({"conversations": [{"from": "observation", "value": "x"}]}, "turns with tools"),
         ({"conversations": "x"}, "expected a list of messages"),
+        ({"conversations": [{"from": {}, "value": "x"}]}, "unknown role {}"),
         ({"conversations": TURNS}, "1 <image> for 0 picture(s)"),
         ({"conversations": TURNS, "images": ["a.png", "b.png"]}, "1 <image> for 2 picture(s)"),
         ({"conversations": [TURNS[0], {"from": "gpt"}]}, "expected text, found None"),
+        ({"conversations": TURNS, "images": [{"a": "b"}]}, "images: expected a path or a picture"),
         (["x"], "expected an object"),
     ],
 )

@@ -197,6 +197,16 @@ def test_affectnet_in_chinese_without_header_and_with_an_own_question(tmp_path: 
     assert said(asked.row or {})[0].startswith("<image>\nOne of Neutral, Happy")
 
 
+def test_an_open_quote_in_an_affectnet_list_is_named(tmp_path: Path) -> None:
+    path = faces(tmp_path, "training.csv", [("1/a.jpg", 1, 20)])
+    with path.open("a") as file:
+        file.write('"2/b.jpg,1\n' + "x" * 200_000 + "\n")
+    good, bad = affectnet(tmp_path, "en", None)
+    assert good.row is not None
+    assert bad.place == f"{path} line 4"
+    assert "not valid CSV from here on" in bad.problem
+
+
 @pytest.mark.parametrize(
     ("lines", "part"),
     [
@@ -338,6 +348,10 @@ def test_rows_that_share_a_picture_stay_together_whatever_its_name(tmp_path: Pat
     # 38 groups: 0.3 of them are 11
     groups = Counter(where[f"{i}.png"] for i in [0, *range(3, 40)])
     assert groups == {"train": 16, "validation": 11, "test": 11}
+    prepare("cc3m", source, tmp_path / "seed", validation_share=0.3, test_share=0.3, seed=1)
+    other = {row["id"]: name for name, rows in splits_of(tmp_path / "seed").items() for row in rows}
+    assert other.keys() == where.keys()
+    assert other != where
     # the same pictures in another order of rows fall the same way
     put(source / "chat.json", rows[::-1])
     prepare("cc3m", source, tmp_path / "again", validation_share=0.3, test_share=0.3)
