@@ -10,10 +10,11 @@ without harm), `shared/doctor_checks.py` judges them. With `--for` the exit stat
 something is missing that the experiment cannot do without: the packages; for the toy run its
 committed checkpoints; for the real one the model that predict.py and evaluate.py take by default
 and, of VQAv2's validation split, the questions, annotations and the default sample's pictures; for
-llava_openset COCO 2017's instances and val pictures. blip2_qlora also needs 4-bit layers that work.
+llava_openset COCO 2017's instances and val pictures; for qwen_clip_llava_lora the two models that
+the course experiment merges. blip2_qlora also needs 4-bit layers that work.
 The rest is a warning: what train.py reads (the training split; for llava_repro the parts and data
-of its small English presets; the small parts for merge_model.py), COCO's train pictures, the other
-benchmarks, METEOR 1.5 and SPICE (Java and jars), a GPU that torch does not see. Writes nothing.
+of its small English presets; CC3M for the course), COCO's train pictures, the other benchmarks,
+METEOR 1.5 and SPICE (Java and jars), a GPU that torch does not see. Writes nothing.
 """
 
 from __future__ import annotations
@@ -74,12 +75,14 @@ PAGES = frozenset({"browser", "font"})
 CAPTIONS = frozenset({"meteor", "spice"})  # of evaluate.py --task caption: the extra `captions`
 BLIP2, LLAVA = "Salesforce/blip2-opt-2.7b", "llava-hf/llava-1.5-7b-hf"
 ENGLISH_PARTS = frozenset({"meta-llama/Llama-3.2-1B-Instruct", "google/siglip-so400m-patch14-384"})
-SMALL_PARTS = frozenset({"Qwen/Qwen2.5-0.5B-Instruct", "openai/clip-vit-large-patch14-336"})
+COURSE_PARTS = frozenset({"Qwen/Qwen1.5-4B-Chat", "openai/clip-vit-large-patch14-336"})
 LLAVA_DATA = frozenset({"pope", "gqa", "textvqa", "scienceqa", "llava_pretrain", "llava_mix665k"})
 # 3.745e9 weights, 2.5e9 of them in linear layers of the language model
 BLIP2_MEMORY = ModelMemory("BLIP-2 OPT-2.7B", float32=15e9, bfloat16=7.5e9, nf4=4e9)
 # 7.06e9 weights, 6.48e9 of them in linear layers of the language model's blocks
 LLAVA_MEMORY = ModelMemory("LLaVA-1.5-7B", float32=28.3e9, bfloat16=14.1e9, nf4=4.5e9)
+# 4.26e9 weights, 3.17e9 of them in linear layers of the language model's blocks
+COURSE_MEMORY = ModelMemory("Qwen1.5-4B with CLIP", float32=17.1e9, bfloat16=8.5e9, nf4=3.8e9)
 NEEDS = {
     ("blip2_qlora", True): Needs(
         BASE | {"bitsandbytes", "toy_models"}, PAGES | CAPTIONS, ("blip2_opt",)
@@ -100,7 +103,11 @@ NEEDS = {
     ("qwen_clip_llava_lora", True): Needs(
         BASE | {"toy_models"}, PAGES | CAPTIONS | {"bitsandbytes"}, ("clip", "qwen2")
     ),
-    ("qwen_clip_llava_lora", False): Needs(BASE, PAGES | CAPTIONS | {"bitsandbytes"} | SMALL_PARTS),
+    ("qwen_clip_llava_lora", False): Needs(
+        BASE | COURSE_PARTS,
+        PAGES | CAPTIONS | {"bitsandbytes", "cc3m_595k"},
+        memory=COURSE_MEMORY,
+    ),
     ("llava_openset", True): Needs(BASE | {"toy_models"}, PAGES | {"bitsandbytes"}, ("llava",)),
     ("llava_openset", False): Needs(
         BASE | {"coco2017_val", LLAVA},
@@ -114,7 +121,8 @@ PURPOSES = {
     "coco2017_train": ("for a split with --split train2017", "--split train2017 的划分使用"),
     "meteor": ("without it captions get nltk's METEOR, another metric", "否则使用 nltk 的 METEOR"),
     "spice": ("for shared.caption_score --spice", "shared.caption_score --spice 使用"),
-    **dict.fromkeys(SMALL_PARTS, ("parts for merge_model.py", "merge_model.py 的部件")),
+    **dict.fromkeys(COURSE_PARTS, ("merged by merge_model.py", "由 merge_model.py 合并")),
+    "cc3m_595k": ("what the course experiment trains on", "课程实验的训练数据"),
     **dict.fromkeys([*ENGLISH_PARTS, "llava_pretrain", "llava_mix665k"], TO_TRAIN),
 }
 EXPERIMENTS = sorted({experiment for experiment, _ in NEEDS})
@@ -143,6 +151,7 @@ TITLES = {
     "scienceqa": ("ScienceQA", "ScienceQA"),
     "llava_pretrain": ("LLaVA stage 1 data", "LLaVA 第一阶段数据"),
     "llava_mix665k": ("LLaVA stage 2 data", "LLaVA 第二阶段数据"),
+    "cc3m_595k": ("CC3M 595K", "CC3M 595K"),
     "not_here": ("not here", "本机没有"),
     "meteor": ("METEOR 1.5", "METEOR 1.5"),
     "spice": ("SPICE", "SPICE"),

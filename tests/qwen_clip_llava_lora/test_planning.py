@@ -406,7 +406,7 @@ def test_more_gpus_never_need_more_and_offload_needs_less(name, train_type):
     ],
 )
 def test_the_table(language, said, full, ram, monkeypatch):
-    """Of 1e9 trained parameters: 4 figures a strategy, one GPU divides nothing, offload takes RAM."""
+    """Of 2**30 trained parameters: four figures a strategy; offload names the RAM that it takes."""
     needs = Needs(frozen=0, frozen_bytes=0.0, trained=GIB, activations=0.0)
     monkeypatch.setattr(memory_table, "needs_of_model", lambda *_: needs)
     lines = memory_table.table(memory_table.TableOptions(models=["a/b+c/d"], language=language))
