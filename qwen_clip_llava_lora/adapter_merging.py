@@ -273,7 +273,8 @@ def compare(
 def manifest(adapter: Adapter, base: Path, base_name: str, adapter_name: str) -> dict[str, Any]:
     """Where the merged folder comes from, and what was learned."""
     files = ("adapter_model.safetensors", PROJECTOR_FILE)
-    kept = ("family", "preset", "train_type", "components", "data", "seed", "image_aspect_ratio")
+    kept = ("family", "preset", "train_type", "components", "data", "seed", "image_aspect_ratio",
+            "min_pixels", "max_pixels")  # fmt: skip
     return {
         "synthetic": bool(manifest_value(base, "synthetic") or adapter.manifest.get("synthetic")),
         "merged": True,
