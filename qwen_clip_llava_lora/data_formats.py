@@ -152,7 +152,8 @@ def _of_records(
     described = _description(path)
     if root is None:
         said, folder = described.get("image_root"), rows.image_root
-        rows.image_root = folder / said if said else find_image_root(rows, folder)
+        there = Path(os.path.normpath(folder / said)) if said else None
+        rows.image_root = there or find_image_root(rows, folder)
     kind, classes = described.get("kind"), tuple(described.get("classes") or ())
     if not described:
         kind, classes = _kind_of_rows(rows, fields)
