@@ -464,6 +464,16 @@ def test_options_that_cannot_be_are_refused(given, message):
         TrainOptions(**{"model": "m", "data": ["d.json"], **given})
 
 
+def test_a_dry_run_reads_no_weight_and_writes_nothing(base, rows, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training_model, "load_pretrained", None)
+    main(*parse(flags(base, rows, tmp_path / "run", "--dry_run")))
+    with_data = capsys.readouterr().out
+    assert "24 train, 6 held out" in with_data
+    assert not (tmp_path / "run").exists()
+    main(*parse(["--model", str(base), "--device", "cpu", "--dry_run"]))
+    assert "memory:" in capsys.readouterr().out
+
+
 def test_missing_things_say_what_to_do(base, rows, tmp_path, monkeypatch):
     with pytest.raises(MissingError, match=r"none\.json: no such file"):
         main(*parse(["--model", str(base), "--data", "none.json", "--device", "cpu"]))

@@ -22,6 +22,7 @@ from qwen_clip_llava_lora.training_model import (
     trained_map,
 )
 from shared.options import IGNORE_INDEX, UserError
+from shared.vision_families import open_family
 from tests.tiny_models import tiny_folder
 
 KINDS = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "minicpmv4_6")
@@ -136,6 +137,36 @@ def test_what_is_frozen_keeps_its_dtype_and_what_trains_is_fp32(folders, tmp_pat
 
 
 # Loss
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_and_their_end_are_learned_and_padding_is_on_the_right(folders, tmp_path, kind):
+    """MiniCPM-V's empty thought stands before the answer and is not learned."""
+    family = open_family(folders[kind])
+    batch = batch_of(family, tmp_path)
+    for i, answer in enumerate(["red", "a blue circle", "hi"]):
+        learned = batch["input_ids"][i][batch["labels"][i] != IGNORE_INDEX]
+        assert family.tokenizer.decode(learned) == f"{answer}<|im_end|>"
+        n = int(batch["attention_mask"][i].sum())
+        assert not batch["attention_mask"][i, n:].any()
+        assert (batch["labels"][i, n:] == IGNORE_INDEX).all()
+    n_places = (batch["input_ids"] == family.image_token_id).sum(dim=1).tolist()
+    assert (min(n_places[:2]) > 0, n_places[2]) == (True, 0)
+
+
+def test_text_is_shortened_and_a_picture_never(folders, tmp_path):
+    family = open_family(folders["llava"])
+    batch_of(family, tmp_path)  # writes 0.png
+    turns = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "red " * 50}]
+    row = {"id": "long", "image": "0.png", "conversations": turns}
+    whole = VlmCollator(family, tmp_path, 2000)([row])
+    n = whole["input_ids"].shape[1]
+    first = int((whole["labels"][0] != IGNORE_INDEX).nonzero()[0])
+    shorter = VlmCollator(family, tmp_path, first + 5)([row])
+    assert torch.equal(shorter["input_ids"], whole["input_ids"][:, : first + 5])
+    cut = VlmCollator(family, tmp_path, first)([row])
+    assert cut["sample_ids"] == []
+    assert cut["skipped"][0].startswith(f"long: {n} tokens; cut to --max_length {first} it would")
 
 
 @pytest.mark.parametrize("kind", KINDS)
