@@ -35,6 +35,7 @@ from shared.comparison_many import (
     short_names,
 )
 from shared.options import (
+    MissingError,
     UserError,
     check_output_folder,
     guarded,
@@ -45,7 +46,7 @@ from shared.options import (
 from shared.report import Report, write_report
 from shared.runs import Run, read_run
 
-TOY_RUNS = [RUNS / "toy_pipeline" / name for name in ("merged", "align", "course")]
+TOY_RUNS = [RUNS / "toy_pipeline" / name for name in ("merged", "align", "projector", "course")]
 
 
 @dataclass
@@ -117,7 +118,13 @@ def chosen_folders(options: CompareOptions) -> list[Path]:
     if options.runs and len(options.runs) > 1:
         return [Path(folder) for folder in options.runs]
     if options.toy and not options.runs:
-        return TOY_RUNS
+        there = [folder for folder in TOY_RUNS if (folder / "metrics.json").is_file()]
+        if len(there) < 2:
+            raise MissingError(
+                f"{portable_path(TOY_RUNS[0].parent)} has no finished runs yet; they are made by\n"
+                "  bash qwen_clip_llava_lora/pipeline_toy.sh"
+            )
+        return there
     finished = sorted(portable_path(path.parent) for path in RUNS.glob("**/scored.jsonl"))
     there = "\n  ".join(finished) or "none yet: evaluate.py --toy makes one"
     raise UserError(f"give two runs or more: compare.py RUN RUN. Finished ones here:\n  {there}")

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from qwen_clip_llava_lora import compare
 from qwen_clip_llava_lora.answer_scores import language_of
-from qwen_clip_llava_lora.compare import CompareOptions, main, runs_first
+from qwen_clip_llava_lora.compare import CompareOptions, chosen_folders, main, runs_first
 from qwen_clip_llava_lora.comparing import metric_rows, metric_rows_of_all
 from qwen_clip_llava_lora.report_texts import OWN, texts_for
 from qwen_clip_llava_lora.scoring import metrics_of, score_records
 from shared import charts
-from shared.options import REPO_ROOT, UserError, read_json, write_json
+from shared.options import REPO_ROOT, MissingError, UserError, read_json, write_json
 from shared.runs import read_run
 
 SCRIPT = REPO_ROOT / "qwen_clip_llava_lora" / "compare.py"
@@ -293,6 +294,14 @@ def test_one_run_alone_and_an_unfinished_one(two, report):
     (Path(two[1]) / "metrics.json").unlink()
     with pytest.raises(UserError, match=r"no metrics\.json"):
         report(two)
+
+
+def test_the_toy_s_runs_are_those_that_are_there(two, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "TOY_RUNS", [Path(two[0]), tmp_path / "none", Path(two[1])])
+    assert chosen_folders(CompareOptions(toy=True)) == [Path(two[0]), Path(two[1])]
+    monkeypatch.setattr(compare, "TOY_RUNS", [Path(two[0]), tmp_path / "none"])
+    with pytest.raises(MissingError, match=r"pipeline_toy\.sh"):
+        chosen_folders(CompareOptions(toy=True))
 
 
 def test_runs_without_likelihoods_say_so(make_run, report):
