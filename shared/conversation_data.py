@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
+from shared.conversation_files import JsonLines
 from shared.conversations import row_images
 from shared.images import header_size
 from shared.options import IGNORE_INDEX, UserError
@@ -116,19 +117,16 @@ def choose_rows(
 def pictures_of(rows: Sequence[Row]) -> Iterator[str | None]:
     """The `image` of every row in order, as one text; None for text alone.
 
-    JSON lines are not parsed for it but searched, which is ten times as fast.
+    JSON lines of conversations are not parsed for it but searched, which is ten times as fast;
+    other rows may not be the lines of the file that they come from (mixtures, converted columns).
     """
-    path = getattr(rows, "path", None)
-    if path is not None:
-        with Path(path).open("rb") as file:
-            lines = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-            if lines:
-                file.seek(0)
-                for line in file:
-                    if line.strip():
-                        found = IMAGE_FIELD.search(line)
-                        yield found[1].decode("utf-8", "replace") if found else None
-                return
+    if isinstance(rows, JsonLines):
+        with rows.path.open("rb") as file:
+            for line in file:
+                if line.strip():
+                    found = IMAGE_FIELD.search(line)
+                    yield found[1].decode("utf-8", "replace") if found else None
+        return
     for i in range(len(rows)):
         image = read_row(rows, i).get("image")
         yield str(image) if image else None

@@ -270,7 +270,7 @@ class _JsonArray(Conversations):
         return self.rows[i]
 
 
-class _JsonLines(Conversations):
+class JsonLines(Conversations):
     """Rows by the offsets of their lines: 8 bytes of memory a row."""
 
     def __init__(self, path: Path, image_root: Path) -> None:
@@ -355,7 +355,7 @@ def open_conversations(path: Path | str, image_root: Path | str | None = None) -
             f"{path}: one JSON object; expected a list of rows, or one row a line (JSON lines)"
         )
     else:
-        rows = _JsonLines(path, root)
+        rows = JsonLines(path, root)
     if not len(rows):
         raise UserError(f"{path}: no rows in it")
     return rows

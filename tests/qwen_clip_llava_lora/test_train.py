@@ -382,6 +382,20 @@ def test_held_out_pictures_do_not_train(base, rows):
     assert (len(data.learned), len(data.held_out)) == (30, 30)
 
 
+def test_held_out_pictures_of_a_mixture_do_not_train(base, rows, tmp_path):
+    """The mixture has other rows at other places than its first file."""
+    other = write_data(tmp_path / "other", n=10).rename(tmp_path / "other" / "others.jsonl")
+    options, _ = parse(
+        ["--model", str(base), "--data", str(rows), str(other), "--data_weights", "1", "3",
+         "--validation_samples", "12"]
+    )  # fmt: skip
+    data = open_training_data(options, seed=0)
+    assert len(data.learned) + len(data.held_out) == 40
+    held = {row["image"] for row in data.held_out if "image" in row}
+    assert any("other" in name for name in held)
+    assert not held & {row["image"] for row in data.learned if "image" in row}
+
+
 def test_answers_are_scored_by_the_metric_of_the_data():
     from qwen_clip_llava_lora.evaluation_setup import Sample
 
