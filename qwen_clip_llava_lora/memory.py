@@ -127,14 +127,15 @@ def packed_layers(model: nn.Module) -> list[nn.Linear]:
 
 
 def language_bytes(model: nn.Module, tokens: int, recomputed: bool) -> float:
-    """What the language model's layers keep of `tokens` for the backward pass."""
+    """What the language model's layers keep of `tokens` for the backward pass, and as much as one
+    layer keeps again for the gradients in the layer that is at work."""
     text = model.config.get_text_config()
     per_layer = kept_per_layer(model.model.language_model)
     if not recomputed:
-        return tokens * per_layer * text.num_hidden_layers
+        return tokens * per_layer * (text.num_hidden_layers + 1)
     # between two layers autocast changes nothing: the values are as wide as the embeddings
     value = model.get_input_embeddings().weight.dtype.itemsize
-    return tokens * (text.hidden_size * value * text.num_hidden_layers + per_layer)
+    return tokens * (text.hidden_size * value * text.num_hidden_layers + 2 * per_layer)
 
 
 def kept_per_layer(language_model: nn.Module) -> float:
