@@ -396,6 +396,47 @@ def test_held_out_pictures_of_a_mixture_do_not_train(base, rows, tmp_path):
     assert not held & {row["image"] for row in data.learned if "image" in row}
 
 
+def test_validation_asks_as_evaluate_does(base, tmp_path):
+    """One picture, two, none, a broken one: as each alone; the broken one has an empty answer."""
+    from shared.vision_language import load_vision_language
+
+    data = write_data(tmp_path)
+    said = [json.loads(line) for line in data.read_text().splitlines()[:5]]
+    said[1]["image"] = ["0.png", "1.png"]
+    said[1]["conversations"][0]["value"] = "<image> and <image>\nboth ?"
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    data.write_text("".join(json.dumps(row) + "\n" for row in said))
+    options, _ = parse(["--model", str(base), "--data", str(data), "--validation_data", str(data)])
+    samples = validation.answered_samples(open_training_data(options, 0), 50)
+    assert [sample.references for sample in samples[:2]] == [("red",), ("green",)]
+    family = load_vision_language(str(base), device="cpu").family
+    asker = validation.asker(family, 4)
+    together = validation.answers(asker, samples)
+    assert together[3] == ""
+    alone = [validation.answers(asker, [sample])[0] for sample in samples]
+    assert together == alone
+    assert len({together[i] for i in (0, 1, 2, 4)}) > 1
+
+
+@pytest.mark.slow
+def test_full_training_of_tied_weights_writes_them_once(rows, tmp_path, tiny_llava_folder):
+    """Qwen2.5-0.5B's head is its embedding: one tensor in the file, the same one when loaded."""
+    import transformers
+
+    base = tiny_llava_folder("clip", "qwen2", tied=True)
+    more = ("--train_type", "full", "--dtype", "bfloat16", "--max_steps", "1", "--eval_steps", "1")
+    main(*parse(flags(base, rows, tmp_path / "run", *more, "--validation_answers", "0")))
+    saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+    assert not any("lm_head" in name for name in saved)
+    loaded, info = transformers.LlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "run" / "model", output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert loaded.dtype == torch.bfloat16
+    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
+
+
 def test_answers_are_scored_by_the_metric_of_the_data():
     from qwen_clip_llava_lora.evaluation_setup import Sample
 

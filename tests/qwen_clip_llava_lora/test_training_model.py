@@ -297,6 +297,8 @@ def test_weight_0_changes_nothing_and_runs_nothing(folders, tmp_path, kind, monk
     )  # fmt: skip
     assert float(own.detach()) > 0
     torch.testing.assert_close(more, plain + 0.5 * own)
+    n_learned = int((batch["labels"] != IGNORE_INDEX).sum())  # half of an accumulated step
+    torch.testing.assert_close(with_it(**batch, num_items_in_batch=2 * n_learned)["loss"], more / 2)
     assert torch.equal(
         with_it.eval()(**batch)["loss"], training_model(loaded).eval()(**batch)["loss"]
     )
