@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +103,7 @@ def ask(
     options: EvaluateOptions, found: Samples, folder: Path
 ) -> tuple[Records, Records | None, Records | None]:
     """The records of answers, of the references' likelihoods, of the class names'."""
-    model = load_model(options, options.adapter)
+    model: Any = OnDemand(lambda: load_model(options, options.adapter))
     jobs = jobs_of(found.samples)
     how: dict[str, Any] = {
         "batch_size": options.batch_size,
@@ -122,6 +124,20 @@ def ask(
         )  # fmt: skip
     print(f"answered and scored in {time.perf_counter() - started:.0f} s")
     return answers, likelihoods, by_likelihood
+
+
+class OnDemand:
+    """The model, loaded when it is first asked: a finished run is scored again without it."""
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self.load = load
+
+    @cached_property
+    def model(self) -> Any:
+        return self.load()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -130,6 +130,14 @@ def test_the_same_command_goes_on_and_asks_nothing_twice(options, tmp_path, caps
         main(options(max_new_tokens=5))
 
 
+def test_a_finished_run_is_scored_again_without_the_model(options, tmp_path, monkeypatch):
+    main(options())
+    (tmp_path / "run" / "metrics.json").unlink()
+    monkeypatch.setitem(sys.modules, "shared.vision_language", None)
+    main(options())
+    assert read_json(tmp_path / "run" / "metrics.json")["likelihood"]["per_sample"]["n"] == 4
+
+
 def test_likelihoods_can_be_added_to_a_finished_run(options, tmp_path):
     main(options(likelihood=False))
     assert not (tmp_path / "run" / "likelihoods.jsonl").exists()
