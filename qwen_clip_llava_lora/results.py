@@ -140,7 +140,9 @@ def save_model(folder: Path, loaded: Loaded, content: dict[str, Any], dtype: tor
         config = read_json(staging / "config.json")
         if content["image_aspect_ratio"] is not None:  # inference pads as training did
             config["image_aspect_ratio"] = content["image_aspect_ratio"]
-        write_json(staging / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
+        for part in (config, config["text_config"], config["vision_config"]):
+            part["dtype"] = str(dtype).removeprefix("torch.")
+        write_json(staging / "config.json", config)
         for pattern in COPIED:
             for file in loaded.family.folder.glob(pattern):
                 known = file.name in NOT_COPIED or file.name.endswith(".index.json")

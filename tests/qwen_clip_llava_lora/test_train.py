@@ -434,6 +434,9 @@ def test_full_training_of_tied_weights_writes_them_once(rows, tmp_path, tiny_lla
     )
     assert not info["missing_keys"]
     assert loaded.dtype == torch.bfloat16
+    config = read(tmp_path / "run" / "model" / "config.json")
+    parts = (config, config["text_config"], config["vision_config"])
+    assert [part["dtype"] for part in parts] == ["bfloat16"] * 3
     assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
 
 
