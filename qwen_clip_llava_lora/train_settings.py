@@ -39,69 +39,45 @@ _TOY_COMMON = {
     "model": str(TOY_MERGED),
     "activation_checkpointing": False,  # memory is no question there
     "dataloader_num_workers": 1,  # batches are made on the second core
-    "lora_dropout": 0.0,
     "gradient_accumulation_steps": 1,
     "min_pixels": None,
     "max_pixels": None,
     "validation_samples": 100,
 }
-# preset -> its toy: small numbers of steps, data in the published layouts.
+_TOY_ALIGNED = {"projector": str(RUNS / "toy_align")}
+_TOY_CC3M = {
+    "data": [str(TOY_SETS / "cc3m_595k")],
+    "validation_metric": "cider",
+    "validation_max_new_tokens": 32,
+}
+_TOY_SHORT = {
+    "max_steps": 300,
+    "per_device_train_batch_size": 16,
+    "learning_rate": 2e-3,
+    "eval_steps": 100,
+    "save_steps": 100,
+}
+
+
+def _toy_prepared(name: str) -> dict[str, Any]:
+    folder = TOY_SETS / name / "prepared"
+    return {"data": [str(folder)], "validation_data": str(folder / "validation.json")}
+
+
+# preset -> its toy. The course keeps its numbers: 800 steps of 6 at 1e-3. The alignment before it
+# is short, so that the course has something left to learn.
 TOY: dict[str, dict[str, Any]] = {
-    "course": {
-        "data": [str(TOY_SETS / "cc3m_595k")],
-        "projector": str(RUNS / "toy_align"),
-        "max_steps": 400,
-        "per_device_train_batch_size": 16,
-        "learning_rate": 3e-3,
-        "eval_steps": 100,
-        "save_steps": 200,
-        "validation_metric": "cider",
-        "validation_max_new_tokens": 32,
-    },
-    "align": {
-        "data": [str(TOY_SETS / "cc3m_595k")],
-        "max_steps": 400,
-        "per_device_train_batch_size": 16,
-        "learning_rate": 3e-3,
-        "eval_steps": 100,
-        "save_steps": 200,
-        "validation_metric": "cider",
-        "validation_max_new_tokens": 32,
-    },
-    "strong": {
-        "data": [str(TOY_SETS / "cc3m_595k")],
-        "projector": str(RUNS / "toy_align"),
-        "max_steps": 400,
-        "per_device_train_batch_size": 16,
-        "learning_rate": 2e-3,
-        "eval_steps": 100,
-        "save_steps": 200,
-        "validation_metric": "cider",
-        "validation_max_new_tokens": 32,
-    },
-    "medical_ct": {
-        "data": [str(TOY_SETS / "medtrinity" / "prepared")],
-        "validation_data": str(TOY_SETS / "medtrinity" / "prepared" / "validation.json"),
-        "projector": str(RUNS / "toy_align"),
-        "max_steps": 300,
-        "per_device_train_batch_size": 16,
-        "learning_rate": 2e-3,
-        "eval_steps": 100,
-        "save_steps": 200,
-        "validation_metric": "cider",
-        "validation_max_new_tokens": 64,
-    },
-    "emotion": {
-        "data": [str(TOY_SETS / "affectnet" / "prepared")],
-        "validation_data": str(TOY_SETS / "affectnet" / "prepared" / "validation.json"),
-        "projector": str(RUNS / "toy_align"),
-        "max_steps": 300,
-        "per_device_train_batch_size": 16,
-        "learning_rate": 2e-3,
-        "eval_steps": 100,
-        "save_steps": 200,
-        "validation_max_new_tokens": 8,
-    },
+    "align": _TOY_CC3M | {"max_steps": 70, "eval_steps": 35, "save_steps": 70},
+    "course": _TOY_CC3M | _TOY_ALIGNED | {"eval_steps": 400, "save_steps": 400},
+    "strong": _TOY_CC3M | _TOY_ALIGNED | _TOY_SHORT,
+    "medical_ct": _toy_prepared("medtrinity")
+    | _TOY_ALIGNED
+    | _TOY_SHORT
+    | {"validation_metric": "cider", "validation_max_new_tokens": 64},
+    "emotion": _toy_prepared("affectnet")
+    | _TOY_ALIGNED
+    | _TOY_SHORT
+    | {"validation_max_new_tokens": 8},
 }
 
 
