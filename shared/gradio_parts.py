@@ -114,25 +114,27 @@ def serve(page: gr.Blocks, options: LaunchOptions, *, css: str = "", wait: bool 
     return address
 
 
-def error_notice(language: Language, error: Exception) -> str:
-    """HTML with the cause of an error; what nobody foresaw is also traced in the terminal."""
+def cause_of(language: Language, error: Exception) -> str:
+    """The cause of an error in words; what nobody foresaw is also traced in the terminal."""
     from shared.answering import is_out_of_memory
 
     texts = PARTS_TEXTS[language]
     if isinstance(error, UserError):
-        cause = str(error)
-    elif is_out_of_memory(error):
-        cause = texts["memory"]
-    else:
-        traceback.print_exception(error)
-        cause = texts["unexpected"].format(kind=type(error).__name__, message=error)
-    return f'<div class="notice stop" role="alert">{html.escape(cause)}</div>'
+        return str(error)
+    if is_out_of_memory(error):
+        return texts["memory"]
+    traceback.print_exception(error)
+    return texts["unexpected"].format(kind=type(error).__name__, message=error)
+
+
+def error_notice(language: Language, error: Exception) -> str:
+    """HTML with the cause of an error."""
+    return f'<div class="notice stop" role="alert">{html.escape(cause_of(language, error))}</div>'
 
 
 def synthetic_notice(language: Language, text: str) -> str:
     """HTML that says that this is a toy. `text` goes in as it is."""
-    mark = PARTS_TEXTS[language]["synthetic"]
-    return f'<div class="notice"><strong>{mark}</strong> {text}</div>'
+    return f'<div class="notice"><strong>{PARTS_TEXTS[language]["synthetic"]}</strong> {text}</div>'
 
 
 def device_line(language: Language, device: torch.device) -> str:
@@ -141,8 +143,7 @@ def device_line(language: Language, device: torch.device) -> str:
     if device.type == "cuda":
         from torch import cuda
 
-        free, total = cuda.mem_get_info(device)
-        name = cuda.get_device_name(device)
+        (free, total), name = cuda.mem_get_info(device), cuda.get_device_name(device)
         return texts["gpu"].format(name=name, used=(total - free) / GIB, total=total / GIB)
     from shared.machine import available_memory
 

@@ -218,34 +218,41 @@ def load_pretrained(
     return model.eval()
 
 
-def load_adapter(model: nn.Module, adapter: Path, base_folder: Path) -> nn.Module:
+def load_adapter(
+    model: nn.Module, adapter: Path, base_folder: Path, name: str = "default"
+) -> nn.Module:
     """Put a PEFT adapter on a base model after `check_adapter` found that they belong together.
 
-    A plain PEFT folder (no manifest) loads with a warning. Raises UserError otherwise.
+    A model that has adapters already (a `PeftModel`) gets one more, of another `name`. A plain PEFT
+    folder (no manifest) loads with a warning. Raises UserError otherwise.
     """
     import warnings
 
-    saved = check_adapter(model, adapter, base_folder)
+    from peft import PeftModel
+
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    saved = check_adapter(base, adapter, base_folder)
     if not (adapter / "manifest.json").is_file():
         warnings.warn(
             f"{adapter} has no manifest of this project: prompt, data and base can't be checked, "
             "only shapes are",
             stacklevel=2,
         )
-    from peft import PeftModel
-
     try:
-        model = PeftModel.from_pretrained(model, adapter, local_files_only=True)
+        if isinstance(model, PeftModel):
+            model.load_adapter(adapter, name, local_files_only=True)
+        else:
+            model = PeftModel.from_pretrained(model, adapter, name, local_files_only=True)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{adapter}: peft cannot load it ({type(error).__name__}: {error})"
         ) from error
-    matrices = [name for name, _ in model.named_parameters() if ".lora_" in name]
-    spelled = {name: name.replace(".default", "") for name in matrices}
+    own = [n for n, _ in model.named_parameters() if ".lora_" in n and name in n.split(".")]
+    spelled = {n: ".".join(part for part in n.split(".") if part != name) for n in own}
     spelled |= {
         n: s.removesuffix(".weight") for n, s in spelled.items() if "magnitude" in s
     }  # DoRA
-    absent = [name for name in matrices if spelled[name] not in saved]
+    absent = [n for n in own if spelled[n] not in saved]
     if absent:
         raise UserError(f"{adapter}: {len(absent)} matrices are not in its file ({absent[0]}, ...)")
     keep_trainable_after_inference(model)
