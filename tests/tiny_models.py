@@ -188,3 +188,45 @@ def save_model(folder: Path, config: Any, seed: int) -> None:
     model.generation_config.update(do_sample=True, temperature=2.0, repetition_penalty=1.5)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = [2, 0], 0
     model.save_pretrained(folder)
+
+
+def tiny_adapter(
+    base: Path, folder: Path, *, seed: int = 1, lora: bool = True, projector: bool = True,
+    layers: str = "q_proj,v_proj", rank: int = 4, **manifest: Any,
+) -> Path:  # fmt: skip
+    """What train.py leaves in `folder`, with weights that matter: LoRA, projector, manifest."""
+    import torch
+    import transformers
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import save_file
+
+    from qwen_clip_llava_lora.components import PROJECTOR, component_of, lora_targets
+    from shared.loading import fingerprint
+    from shared.options import write_json
+
+    model = transformers.AutoModelForImageTextToText.from_pretrained(base)
+    kind = model.config.model_type
+    generator = torch.Generator().manual_seed(seed)
+    folder.mkdir(parents=True)
+    if projector:
+        trained = {
+            name: p.detach() + 0.3 * p.std() * torch.randn(p.shape, generator=generator)
+            for name, p in model.named_parameters()
+            if component_of(kind, name) == PROJECTOR and p.dim() > 1
+        }
+        save_file(trained, folder / "projector.safetensors")
+    if lora:
+        settings = LoraConfig(
+            r=rank, lora_alpha=2 * rank, target_modules=lora_targets(kind, layers)
+        )
+        view = get_peft_model(model, settings)
+        for name, weight in view.named_parameters():
+            if ".lora_" in name:
+                weight.data.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+        view.save_pretrained(folder)
+    write_json(folder / "manifest.json", {
+        "base_model": str(base), "base_fingerprint": fingerprint(base), "family": kind,
+        "parts": {"model": str(base)}, "preset": "course" if lora else "align", "seed": seed,
+        "train_type": "lora" if lora else "projector", "synthetic": True,
+    } | manifest)  # fmt: skip
+    return folder
