@@ -190,7 +190,7 @@ def parse(argv: list[str] | None = None) -> tuple[TrainOptions, TrainingArgument
         argv=argv,
         training_defaults=TRAINING_DEFAULTS | preset_values(preset),
         toy_defaults=toy_defaults(preset) if flag_is_set(argv, "toy") else None,
-        prepare_toy=prepare_toy,
+        prepare_toy=lambda: prepare_toy(preset),
     )
 
 

@@ -113,11 +113,15 @@ def toy_defaults(preset: str) -> dict[str, Any]:
     return _TOY_COMMON | TOY[preset] | {"output_dir": str(RUNS / f"toy_{preset}")}
 
 
-def prepare_toy() -> None:
-    """Draw the toy data (some seconds, once)."""
-    from qwen_clip_llava_lora.toy_sets import ensure_cc3m
+def prepare_toy(preset: str) -> None:
+    """Draw the toy data of a preset (some seconds, once)."""
+    from qwen_clip_llava_lora.toy_sets import ensure_cc3m, ensure_prepared
 
-    ensure_cc3m()
+    prepared = {"medical_ct": "medtrinity", "emotion": "affectnet"}
+    if preset in prepared:
+        ensure_prepared(prepared[preset])
+    else:
+        ensure_cc3m()
 
 
 def check_toy(options: TrainOptions) -> None:
@@ -126,13 +130,9 @@ def check_toy(options: TrainOptions) -> None:
     made_by = {
         str(TOY_MERGED): f"{script}merge_model.py --toy",
         str(RUNS / "toy_align"): f"{script}train.py --toy --preset align",
-        **{
-            str(TOY_SETS / name / "prepared"): f"{script}prepare_data.py --toy --dataset {name}"
-            for name in ("medtrinity", "affectnet")
-        },
     }
     started_from = () if options.dry_run else (options.projector,)
-    for name in (options.model, *(options.data or ()), *started_from):
+    for name in (options.model, *started_from):
         if name in made_by and not Path(name).is_dir():
             raise MissingError(f"{name} is not there yet; it is made by\n  {made_by[name]}")
 

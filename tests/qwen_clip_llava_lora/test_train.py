@@ -486,7 +486,7 @@ def test_flags_win_over_the_user_s_file_which_wins_over_toy_and_preset(tmp_path)
 
 @pytest.mark.parametrize("preset", PRESET_NAMES)
 def test_every_preset_and_its_toy_are_options_that_exist(preset, monkeypatch):
-    monkeypatch.setattr("qwen_clip_llava_lora.train.prepare_toy", lambda: None)
+    monkeypatch.setattr("qwen_clip_llava_lora.train.prepare_toy", lambda preset: None)
     written = train_settings.preset_values(preset)
     options, training = parse(["--preset", preset, "--model", "m", "--data", "d.json"])
     for name, value in written.items():
