@@ -149,12 +149,10 @@ class EndpointAsker:
         todo = unanswered(tasks, self.path)
         cached: dict[str, dict[str, Any]] = {}  # the same request under another name
         if todo and self.gave_up is None:
-            # a few that fail where others were answered are no sign that the server is gone
             was_there = len(todo) < len(tasks) or any(task.replies for task in tasks)
-            few = was_there and len(todo) < self.endpoint.give_up_after
             requests = (self.request(task) for task in todo)
             try:
-                cached = ask(self.endpoint, requests, self.path, progress=True, give_up=not few)
+                cached = ask(self.endpoint, requests, self.path, progress=True, was_there=was_there)
             except UserError as error:
                 self.gave_up = str(error)
         records = read_records(self.path) | cached

@@ -3,9 +3,9 @@
 A bounded number of requests is under way at once; a failed one (connection, timeout, 408, 409, 429,
 5xx, a body that is no JSON) is tried again with growing pauses, by the `openai` package, which also
 obeys Retry-After. Every request gets one record, appended and flushed as its answer comes; a rerun
-sends only what has no `ok` record of the same request yet. When the first requests all fail, the
-rest is not tried: a server that is not there is said at once. `image_part` puts a picture into a
-message.
+sends only what has no `ok` record of the same request yet. When several in a row fail, the rest is
+not tried: a server that is not there, or that goes away, is said at once. `image_part` puts a
+picture into a message.
 
     ask(Endpoint("http://localhost:8000/v1", "qwen"), [Request("17", messages)], Path("out.jsonl"))
 
@@ -53,7 +53,7 @@ class Endpoint:
     concurrency: int = 8
     timeout: float = 60.0
     retries: int = 4
-    give_up_after: int = 8  # failures without any success before: the server is not there
+    give_up_after: int = 8  # failures in a row: the server is not there
 
 
 @dataclass(frozen=True)
@@ -100,21 +100,22 @@ def ask(
     path: Path,
     *,
     progress: bool = False,
-    give_up: bool = True,
+    was_there: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Send what has no `ok` record in `path` yet; returns sample_id -> its record.
 
     `requests` may be a generator: no more than `concurrency` of them are held at a time. A request
-    that fails for good gets a record with status `error` and its cause. Raises UserError when the
-    first `give_up_after` requests (or all, of fewer) fail, with the cause, and where `openai` or
-    the file fails. Without `give_up`, for a server known to be there, failures are records only.
+    that fails for good gets a record with status `error` and its cause. Raises UserError when
+    `give_up_after` requests in a row (or all, of fewer) fail, with the cause, and where `openai` or
+    the file fails. With `was_there`, the server has answered before: as after its first answer, a
+    few failures are records only, and so is any number of requests that it refuses as such (400).
     """
     from tqdm import tqdm
 
     client = _client(endpoint)
     answered: dict[str, dict[str, Any]] = {}
-    failed = 0
-    succeeded = False
+    failed = 0  # in a row
+    succeeded = was_there
     with RecordWriter(path) as writer, ThreadPoolExecutor(endpoint.concurrency) as pool:
         cache = {
             record.get("request_hash"): record
@@ -136,12 +137,13 @@ def ask(
                 for record in records:
                     answered[record["sample_id"]] = record
                     succeeded |= record["status"] == "ok"
-                    failed += record["status"] == "error"
-                    if give_up and not succeeded and failed >= endpoint.give_up_after:
+                    there = succeeded and str(record["error"]).startswith("BadRequestError")
+                    failed = 0 if there or record["status"] == "ok" else failed + 1
+                    if failed >= endpoint.give_up_after:
                         for future in under_way:
                             future.cancel()
                         raise _not_there(endpoint, record, failed)
-    if give_up and failed and not succeeded and failed == len(answered):
+    if failed and not succeeded and failed == len(answered):
         raise _not_there(endpoint, record, failed)
     return answered
 
@@ -197,7 +199,9 @@ def _send(client: Any, endpoint: Endpoint, request: Request) -> dict[str, Any]:
         text = completion.choices[0].message.content
         finish_reason = completion.choices[0].finish_reason
         usage = completion.usage.model_dump(exclude_none=True) if completion.usage else None
-        if not isinstance(text, str):
+        if isinstance(text, str):  # half of an emoji, cut at the last token, could not be written
+            text = text.encode("utf-8", "replace").decode()
+        else:
             error = "the answer has no text"
     except (OpenAIError, ValueError, AttributeError, IndexError, TypeError) as problem:
         # ValueError and the last three: a body that is no JSON, or not a chat completion
@@ -221,7 +225,7 @@ def _send(client: Any, endpoint: Endpoint, request: Request) -> dict[str, Any]:
 
 def _not_there(endpoint: Endpoint, record: dict[str, Any], failed: int) -> UserError:
     return UserError(
-        f"{endpoint.base_url}: the first {failed} requests all failed, the last with "
+        f"{endpoint.base_url}: {failed} requests in a row all failed, the last with "
         f"{record['error']}. Is the server running, and does it serve {endpoint.model!r}? "
         f"(curl {endpoint.base_url.rstrip('/')}/models)"
     )

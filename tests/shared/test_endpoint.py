@@ -66,6 +66,8 @@ class FakeServer:
                 }  # fmt: skip
                 if how == "no choices":
                     completion["choices"] = []
+                if how == "half":
+                    completion["choices"][0]["message"]["content"] = "a dog \ud83d"
                 if how == "no text":
                     completion["choices"][0]["message"]["content"] = None
                 content = json.dumps(completion).encode()
@@ -232,8 +234,27 @@ def test_a_server_that_is_not_there_is_said_at_once(server, tmp_path):
 
 def test_a_few_failures_of_a_server_known_to_be_there_are_records(server, tmp_path):
     server.behave = lambda text, attempt: "400"
-    found = ask(Endpoint(server.url, "m"), requests(3), tmp_path / "c.jsonl", give_up=False)
+    found = ask(Endpoint(server.url, "m"), requests(20), tmp_path / "c.jsonl", was_there=True)
+    assert [record["status"] for record in found.values()] == ["error"] * 20
+    server.behave = lambda text, attempt: "500"
+    endpoint = Endpoint(server.url, "m", retries=0)
+    found = ask(endpoint, requests(3), tmp_path / "d.jsonl", was_there=True)
     assert [record["status"] for record in found.values()] == ["error"] * 3
+
+
+def test_a_server_that_goes_away_is_not_asked_for_all_the_rest(server, tmp_path):
+    server.behave = lambda text, attempt: "ok" if int(text.split()[1]) < 20 else "500"
+    endpoint = Endpoint(server.url, "m", retries=0, concurrency=2, give_up_after=4)
+    with pytest.raises(UserError, match="4 requests in a row all failed"):
+        ask(endpoint, requests(500), tmp_path / "c.jsonl")
+    assert len(server.bodies) < 30
+
+
+def test_half_a_character_in_an_answer_is_written(server, tmp_path):
+    server.behave = lambda text, attempt: "half"
+    found = ask(Endpoint(server.url, "m"), requests(1), tmp_path / "c.jsonl")
+    assert (found["q0"]["text"], found["q0"]["status"]) == ("a dog ?", "ok")
+    assert lines(tmp_path / "c.jsonl")[0]["text"] == "a dog ?"
 
 
 def test_a_request_has_parameters_and_details_of_its_own(server, tmp_path):
