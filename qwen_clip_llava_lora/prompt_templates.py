@@ -39,7 +39,8 @@ from shared.options import UserError
 FOLDER = Path(__file__).parent / "description_prompts"
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 FENCE = re.compile(r"```(?:json)?\s*\n?(.*?)```", re.DOTALL | re.IGNORECASE)
-THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
+THOUGHT = "</think>"  # ends what a model thinks; its beginning may stand in the prompt
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # of an emoji cut in two: no text
 KEYS = (
     "language", "steps", "instructions", "aspects", "max_new_tokens", "parse", "fields",
     "description", "correction", "examples",
@@ -110,7 +111,7 @@ class PromptTemplate:
 
     def read(self, step: int, answer: str) -> Values:
         """The values that a step's answer gives. Raises Malformed."""
-        text = THINKING.sub("", answer).strip()
+        text = answer.rpartition(THOUGHT)[2].strip()
         if "<think>" in text:
             raise Malformed("the thinking has no end")
         if not text:
@@ -135,7 +136,7 @@ class PromptTemplate:
             value = found.get(field)
             if value is None:
                 raise Malformed(f"the field {field!r} is missing")
-            if kind == "text" and isinstance(value, str) and value.strip():
+            if kind == "text" and _is_text(value):
                 values[field] = value.strip()
             elif kind == "list" and isinstance(value, list) and all(map(_is_text, value)):
                 values[field] = [item.strip() for item in value]
@@ -154,7 +155,7 @@ class PromptTemplate:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and not HALF_CHARACTER.search(value)
 
 
 def filled(text: str, known: Mapping[str, str]) -> str:

@@ -228,6 +228,8 @@ JSON_ANSWERS = [
     ('{"caption": "A dog.", "objects": "dog"}', "'objects' is not a list"),
     ('{"caption": "A dog.", "objects": [{"name": "dog"}]}', "'objects' is not a list"),
     ("<think>a dog", "no end"),
+    ('a dog</think>\n{"caption": "A dog.", "objects": []}', "A dog."),
+    (r'{"caption": "\ud83d", "objects": []}', "'caption' is not a text"),
     ("  ", "empty"),
 ]
 
