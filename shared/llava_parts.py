@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared.conversations import IMAGE_TAG
 from shared.loading import model_folder
-from shared.options import MissingError, UserError, read_json
+from shared.options import MissingError, UserError, read_json, take_lock
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig, PretrainedConfig
@@ -169,8 +169,10 @@ def save_processor(folder: Path, config: LlavaConfig, tokenizer: Any, image_proc
 
 def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
     """`write(staging)` and then one rename: a reader never sees a mixture, and what fails leaves
-    nothing."""
+    nothing. One process at a time: raises UserError when another one writes this folder."""
     staging = folder.with_name(f".unfinished-{folder.name}")
+    lock_file = folder.with_name(f"{staging.name}.lock")
+    lock = take_lock(lock_file, folder, wait_s=0)
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir(parents=True)
@@ -181,3 +183,6 @@ def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if lock is not None:
+            lock_file.unlink(missing_ok=True)
+            lock.release()

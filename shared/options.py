@@ -337,27 +337,32 @@ def lock_run(folder: Path) -> None:
     A killed training's data workers hold its lock for some seconds more, hence the wait. On file
     systems without locks nothing is locked.
     """
+    key = folder.resolve()
+    if key not in _LOCKED:  # by this very process
+        _LOCKED[key] = take_lock(folder / LOCK_FILE, folder, LOCK_WAIT_S)
+
+
+def take_lock(file: Path, folder: Path, wait_s: float) -> Any:
+    """The lock of a folder that this process writes, by a file; None where there are none. Raises
+    UserError when another process has it."""
     from filelock import FileLock, Timeout
 
-    key = folder.resolve()
-    if key in _LOCKED:  # by this very process
-        return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK_FILE)
-        lock.acquire(timeout=LOCK_WAIT_S)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file)
+        lock.acquire(timeout=wait_s)
     except Timeout as error:
         raise UserError(
-            f"{folder}: another process writes in this run folder. Wait for its end, then the same "
+            f"{folder}: another process writes in this folder. Wait for its end, then the same "
             "command goes on, or give another --output_dir"
         ) from error
     except NotImplementedError:
-        return
+        return None
     except OSError as error:
         if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-            return
+            return None
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    _LOCKED[key] = lock
+    return lock
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> list[str]:

@@ -129,7 +129,10 @@ class ShardWriter:
 
     def write(self) -> None:
         file = self.folder / f"shard-{len(self.shards)}.safetensors"
-        save_file(self.waiting, file, metadata={"format": "pt"})
+        try:
+            save_file(self.waiting, file, metadata={"format": "pt"})
+        except (OSError, SafetensorError) as error:  # a full disk is one of the second kind
+            raise UserError(f"{file}: cannot be written: {error}") from error
         self.shards.append((file, list(self.waiting), self.size))
         self.waiting, self.size = {}, 0
 

@@ -115,3 +115,17 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
     write_whole(folder, write("third"))
     assert (folder / "file").read_text() == "third"
+
+
+def test_two_writers_of_one_folder_are_told_apart(tmp_path):
+    """A second one must not take away what the first is writing."""
+    folder = tmp_path / "model"
+
+    def first(staging):
+        with pytest.raises(UserError, match="another process writes in this folder"):
+            write_whole(folder, lambda staging: None)
+        (staging / "file").write_text("first")
+
+    write_whole(folder, first)
+    assert (folder / "file").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

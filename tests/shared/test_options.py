@@ -266,7 +266,7 @@ def test_a_run_folder_has_one_writer_until_it_ends_or_is_killed(tmp_path, monkey
     ) as holder:
         try:
             assert holder.stdout.readline() == "writes\n"
-            with pytest.raises(UserError, match="another process writes in this run folder"):
+            with pytest.raises(UserError, match="another process writes in this folder"):
                 start_run(tmp_path, {"limit": 5})
             holder.kill()
             holder.wait()

@@ -97,3 +97,16 @@ def test_a_bin_file_with_code_in_it_is_refused(tmp_path):
     torch.save(["a"], tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="not a table of tensors"):
         read_file(tmp_path / "pytorch_model.bin")
+
+
+def test_a_full_disk_is_said(tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        writer = ShardWriter(tmp_path)
+        writer.add([("a", torch.zeros(1000))])
+        with pytest.raises(UserError, match=r"shard-0.safetensors: cannot be written"):
+            writer.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
