@@ -29,6 +29,7 @@ from qwen_clip_llava_lora import llama_factory
 from qwen_clip_llava_lora.data_readers import (
     COLUMNS,
     EXPECTED,
+    LOOKED_AT,
     Arrow,
     Columns,
     Converted,
@@ -36,6 +37,7 @@ from qwen_clip_llava_lora.data_readers import (
     Table,
     column_row,
     find_columns,
+    first_records,
     has_pictures,
     label_classes,
     open_saved,
@@ -48,7 +50,6 @@ Kind = Literal["caption", "question", "label"]
 KINDS = ("caption", "question", "label")
 IMAGE_FOLDERS = (".", "images_dl", "images")  # where pictures lie beside a file, first that fits
 COLUMN_NAMES = {name for names in COLUMNS.values() for name in names}
-LOOKED_AT = 20  # rows in which pictures are looked for to choose among them
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _of_records(
     names: Mapping[str, Sequence[str]] | None = None,
 ) -> Data:
     """Rows with `conversations` or `messages` as they are, others by their columns."""
-    first = _first_records(records)
+    first = first_records(records)
     fields = list(dict.fromkeys(field for record in first for field in record))
     if "conversations" not in fields and "messages" not in fields:
         if not COLUMN_NAMES & {field.lower() for field in fields}:
@@ -179,19 +180,6 @@ def _of_columns(
     if find_root:
         rows.image_root = find_image_root(rows, rows.image_root)
     return Data(rows, rows.image_root, roles.kind, roles.classes, _name(path), kind_of_file, path)
-
-
-def _first_records(records: Conversations) -> list[dict[str, Any]]:
-    """The first records that can be read, to see what the file is; some may be malformed."""
-    found = []
-    for i in range(min(LOOKED_AT, len(records))):
-        try:
-            record = records.raw(i)
-        except UserError:
-            continue
-        if isinstance(record, dict):
-            found.append(record)
-    return found
 
 
 def _with_inline_pictures(record: Any, i: int) -> Any:

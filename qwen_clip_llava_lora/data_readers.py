@@ -11,6 +11,7 @@ import base64
 import csv
 import io
 import json
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,9 @@ COLUMNS = {
 EXPECTED = "image,text or image,question,answer or image,label (image is also read as file_name)"
 # the first bytes of a picture file -> its type in a data: address
 SIGNATURES = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"BM": "bmp", b"RIFF": "webp"}
+# starts as a list of texts or objects does, or has brackets round all of it
+LIST_CELL = re.compile(r"""\s*\[(\s*["'{]|.*\]\s*$)""", re.DOTALL)
+LOOKED_AT = 20  # first rows in which columns and pictures are looked for
 GB18030_SHARE = 0.95  # of the decoded Chinese that is common (GB 2312): else it is no Chinese text
 
 
@@ -65,6 +69,19 @@ class Converted(Conversations):
             return self.convert(record, i)
         except RowError as error:
             raise UserError(f"{self.where(i)}: {error}") from error
+
+
+def first_records(records: Conversations) -> list[dict[str, Any]]:
+    """The first records that can be read, to see what the file is; some may be malformed."""
+    found = []
+    for i in range(min(LOOKED_AT, len(records))):
+        try:
+            record = records.raw(i)
+        except UserError:
+            continue
+        if isinstance(record, dict):
+            found.append(record)
+    return found
 
 
 class Chained(Conversations):
@@ -113,6 +130,8 @@ class Table(Conversations):
         if isinstance(header, str):
             raise UserError(f"{path} line 1: {header}")
         self.columns = [name.strip() for name in header]
+        if twice := [name for name, n in Counter(self.columns).items() if n > 1]:
+            raise UserError(f"{path}: two columns are called {twice[0]!r}; rename one")
         self.records = [(line, fields) for line, fields in found if fields]
         if not self.records:
             raise UserError(f"{path}: a header line but no rows in it")
@@ -384,8 +403,8 @@ def _label(record: Any, columns: Columns) -> str:
 
 
 def json_cell(value: Any, column: str) -> Any:
-    """A CSV's cell that holds a JSON list, parsed; anything else as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    """A CSV's cell that holds a JSON list, parsed; anything else as it is ("[sic] a dog" too)."""
+    if isinstance(value, str) and LIST_CELL.match(value):
         try:
             return json.loads(value)
         except json.JSONDecodeError as error:

@@ -4,8 +4,9 @@ An entry names a file (json, jsonl, csv, parquet, arrow, or a folder of them), i
 which `columns` hold what and, for sharegpt, which `tags` name role, text and speakers
 (hiyouga/LLaMA-Factory, data/README.md). Read as LLaMA-Factory reads it, with these differences:
 pictures' paths start at the folder of dataset_info.json unless an image root is given; a wrong
-number of `<image>` is a bad row instead of a warning; preference pairs (`ranking`), tools, videos
-and audio are refused by name; `num_samples` is not read, every row is. Used by `data_formats.py`.
+number of `<image>` is a bad row instead of a warning; preference pairs (`ranking`), tools, videos,
+audio and unknown columns are refused by name; `num_samples` is not read, every row is. Used by
+`data_formats.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from qwen_clip_llava_lora.data_readers import (
     Chained,
     Converted,
     Table,
+    first_records,
     json_cell,
     picture_values,
 )
@@ -34,6 +36,7 @@ DEFAULTS = {
     "openai": {"messages": "messages"},
 }
 OPTIONAL = {"images": "images", "system": "system"}
+COLUMNS = {"images", "system", "prompt", "query", "response", "history", "messages"}
 TAGS = {
     "role_tag": "from",
     "content_tag": "value",
@@ -80,20 +83,21 @@ def open_entry(
     columns, tags = _mapping(entry, "columns", where), _mapping(entry, "tags", where)
     if entry.get("ranking") or {"chosen", "rejected", "kto_tag"} & set(columns):
         raise UserError(f"{where}: preference pairs are not read here; give a set of conversations")
-    if unread := {"videos", "audios"} & set(columns):
-        raise UserError(f"{where}: columns: {', '.join(sorted(unread))}: only pictures are read")
+    if unread := {"videos", "audios", "tools"} & set(columns):
+        raise UserError(
+            f"{where}: columns: {', '.join(sorted(unread))}: only texts and pictures are read"
+        )
+    if unknown := set(columns) - COLUMNS:
+        raise UserError(
+            f"{where}: columns: unknown {', '.join(sorted(unknown))}; known: "
+            f"{', '.join(sorted(COLUMNS))}"
+        )
     if unknown := set(tags) - set(TAGS):
         raise UserError(f"{where}: tags: unknown {', '.join(sorted(unknown))}")
     records = _records(info_file.parent, entry, where)
     records.image_root = image_root or info_file.parent
     names = DEFAULTS[formatting] | OPTIONAL | columns
     _check_columns(records, names, formatting, where)
-    if formatting == "alpaca":
-        return (
-            Converted(records, lambda r, i: alpaca_row(r, i, names)),
-            name,
-            "LLaMA-Factory alpaca",
-        )
     convert = partial(alpaca_row, names=names)
     if formatting != "alpaca":
         spoken = TAGS | (OPENAI_TAGS if formatting == "openai" else {}) | tags
@@ -131,14 +135,13 @@ def _records(folder: Path, entry: Mapping[str, Any], where: str) -> Conversation
 def _check_columns(
     records: Conversations, names: Mapping[str, str], formatting: str, where: str
 ) -> None:
-    """Raises UserError when the first record has nothing of what the entry promises."""
-    first = records.raw(0)
-    found = list(first) if isinstance(first, dict) else []
+    """Raises UserError when no record among the first has what the entry promises."""
+    found = list(dict.fromkeys(column for record in first_records(records) for column in record))
     needed = names["response" if formatting == "alpaca" else "messages"]
     if needed not in found:
         raise UserError(
             f"{where}: {records.where(0)}: expected the column {needed!r} ({formatting}); found: "
-            f"{', '.join(found) or type(first).__name__}. Name it under columns."
+            f"{', '.join(found) or 'no object'}. Name it under columns."
         )
 
 
@@ -153,7 +156,8 @@ def alpaca_row(record: Any, i: int, names: Mapping[str, str]) -> dict[str, Any]:
     for k, pair in enumerate(history or []):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise RowError(f"history[{k}]: expected a question and its answer")
-        turns += [("human", _said(pair[0], f"history[{k}]")), ("gpt", _said(pair[1], "history"))]
+        said = [_said(text, f"history[{k}]") for text in pair]
+        turns += [("human", said[0]), ("gpt", said[1])]
     asked = [record.get(names[key]) for key in ("prompt", "query")]
     question = "\n".join(_said(text, names["prompt"]) for text in asked if text)
     if not question:
@@ -200,7 +204,8 @@ def _row(
     images = picture_values(record.get(names["images"]), names["images"])
     shown = {"image": images[0] if len(images) == 1 else images} if images else {}
     conversations = [{"from": role, "value": text} for role, text in turns]
-    return {"id": str(record.get("id", i)), **shown, "conversations": conversations}
+    row_id = i if record.get("id") is None else record["id"]
+    return {"id": str(row_id), **shown, "conversations": conversations}
 
 
 def _said(value: Any, where: str) -> str:

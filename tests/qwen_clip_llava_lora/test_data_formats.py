@@ -175,6 +175,8 @@ def test_several_pictures_captions_and_answers_in_a_cell(pictures: Path) -> None
     assert said(data.rows[0]) == ["<image>\n<image>\nWhich is red?", "first"]
     assert said(data.rows[1])[0] == "<image> or <image>?"
     assert "answer: not valid JSON" in problem(data.rows, 2)
+    data = open_data(write(pictures / "sic.csv", "image,text\na.png,[sic] a dog\n"))
+    assert said(data.rows[0])[1] == "[sic] a dog"
 
 
 def test_bad_csv_rows_are_named_by_line_and_the_rest_is_read(pictures: Path) -> None:
@@ -237,6 +239,7 @@ def test_json_lines_with_columns(pictures: Path) -> None:
         ("own.csv", "image,question\na.png,x\n", ["found: image, question"]),
         ("own.csv", "", ["empty"]),
         ("own.csv", "image,text\n", ["no rows"]),
+        ("own.csv", "image,text,text\na.png,x,y\n", ["two columns are called 'text'"]),
         ("own.json", [{"prompt": "x"}], ["`conversations` (LLaVA)", "found: prompt"]),
         ("own.json", {"rows": []}, ["found: rows"]),
         ("own.json", '[{"id": 1},', ["not valid JSON (line 1)"]),
@@ -450,12 +453,21 @@ def test_a_bad_llama_factory_row(pictures: Path, row: Any, part: str) -> None:
     assert said(data.rows[2])[1] == "a star"
 
 
+def test_a_bad_first_llama_factory_row_leaves_the_others(pictures: Path) -> None:
+    good = json.dumps({"conversations": TURNS, "images": ["a.png"], "id": None})
+    data = factory(pictures, {"formatting": "sharegpt"}, f"{{broken\n{good}\n", "own.jsonl")
+    assert problem(data.rows, 0).startswith(f"{pictures / 'own.jsonl'} line 1: not valid JSON")
+    assert (data.rows[1]["id"], said(data.rows[1])[1]) == ("1", "a star")
+
+
 @pytest.mark.parametrize(
     ("entry", "part"),
     [
         ({"formatting": "chatml"}, "expected alpaca, sharegpt or openai, found 'chatml'"),
         ({"ranking": True}, "preference pairs are not read"),
-        ({"columns": {"videos": "videos"}}, "only pictures are read"),
+        ({"columns": {"videos": "videos"}}, "videos: only texts and pictures are read"),
+        ({"columns": {"tools": "tools"}}, "tools: only texts and pictures are read"),
+        ({"columns": {"respons": "reply"}}, "columns: unknown respons; known: history"),
         ({"formatting": "sharegpt", "tags": {"user": "human"}}, "tags: unknown user"),
         ({"file_name": "gone.json"}, "gone.json: no such file"),
         ({"columns": {"response": "reply"}}, "expected the column 'reply' (alpaca); found: x"),
