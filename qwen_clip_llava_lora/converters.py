@@ -11,7 +11,7 @@ import csv
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,8 +96,15 @@ def medtrinity(source: Path, language: Language, question: str | None) -> Iterat
             columns = [name for name in ("image", "caption", "id") if name in names]
             batches = file.iter_batches(batch_size=64, columns=columns)
             records = (record for batch in batches for record in batch.to_pylist())
-            for i, record in enumerate(records):
+            for i in count():
                 place = f"{shard} row {i}"
+                try:
+                    record = next(records, None)
+                except (OSError, ValueError) as error:
+                    yield Found(place, problem=f"broken from here on: {error}")
+                    break
+                if record is None:
+                    break
                 try:
                     row, picture = _medtrinity_row(record, asked, f"{shard.stem}_{i}")
                 except RowError as error:
@@ -162,13 +169,14 @@ def affectnet(source: Path, language: Language, question: str | None) -> Iterato
 
 def _affectnet_lines(path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
     """(line from 1, fields by column, or what is wrong with it)."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.reader(file)
-        first = next(reader, [])
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        # line by line, as no field has a line break: an open quote spoils its own line alone
+        reader = ((line, _csv_fields(text)) for line, text in enumerate(file, 1))
+        first = next(reader, (1, []))[1]
         if AFFECTNET_COLUMNS[0] in first:
             columns, rows = [name.strip() for name in first], []
         elif len(first) == len(AFFECTNET_COLUMNS) and "/" in first[0]:
-            columns, rows = list(AFFECTNET_COLUMNS), [first]
+            columns, rows = list(AFFECTNET_COLUMNS), [(1, first)]
         else:
             raise UserError(
                 f"{path}: expected the columns {', '.join(AFFECTNET_COLUMNS)} (or as many fields "
@@ -179,15 +187,18 @@ def _affectnet_lines(path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
             raise UserError(
                 f"{path}: no column {', '.join(sorted(absent))}; found: {', '.join(columns)}"
             )
-        try:
-            for fields in chain(rows, reader):
-                line = reader.line_num if fields is not first else 1
-                if len(fields) == len(columns):
-                    yield line, dict(zip(columns, fields, strict=True))
-                elif fields:
-                    yield line, f"{len(fields)} fields where there are {len(columns)} columns"
-        except csv.Error as error:  # a quote that is opened and never closed
-            yield reader.line_num, f"not valid CSV from here on: {error}"
+        for line, fields in chain(rows, reader):
+            if len(fields) == len(columns):
+                yield line, dict(zip(columns, fields, strict=True))
+            elif fields:
+                yield line, f"{len(fields)} fields where there are {len(columns)} columns"
+
+
+def _csv_fields(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:  # longer than any field is
+        return [line]
 
 
 def _affectnet_row(

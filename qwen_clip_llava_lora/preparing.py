@@ -87,7 +87,7 @@ def prepare(
     again writes the same files. Raises UserError when the folder holds another preparation or files
     of somebody else's, when nothing can be used, and for shares that leave nothing to train on.
     """
-    if min(validation_share, test_share) < 0 or validation_share + test_share >= 1:
+    if not (validation_share >= 0 and test_share >= 0 and validation_share + test_share < 1):
         raise UserError("--validation_share and --test_share: from 0, together below 1")
     config = {
         "dataset": dataset, "source": portable_path(source), "language": language,

@@ -93,6 +93,11 @@ def _normalise_turn(turn: Any, where: str, addresses: list[str]) -> dict[str, st
         text = "".join(_part_text(part, f"{where}.{text_key}", addresses) for part in text)
     if not isinstance(text, str):
         raise RowError(f"{where}.{text_key}: expected text, found {_kind(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("unicode_escape").decode()
+        raise RowError(f"{where}.{text_key}: {half}, half of a character (a cut emoji?)") from error
     return {"from": ROLES[role], "value": text}
 
 

@@ -95,6 +95,19 @@ def test_medtrinity_rows_good_and_bad(tmp_path: Path) -> None:
     assert said(zh.row or {})[0] == "<image>\n这是什么？"
 
 
+def test_a_damaged_medtrinity_shard_is_named_and_the_next_is_read(tmp_path: Path) -> None:
+    records = [medical(picture(i), "a lesion") for i in range(8)]
+    path = shard(tmp_path / "a.parquet", records)
+    shard(tmp_path / "b.parquet", records)
+    content = bytearray(path.read_bytes())
+    content[4:40] = bytes(36)  # the first page's header
+    path.write_bytes(content)
+    broken, *good = medtrinity(tmp_path, "en", None)
+    assert broken.place == f"{path} row 0"
+    assert broken.problem.startswith("broken from here on: ")
+    assert len(good) == 8
+
+
 def test_medtrinity_columns_that_are_not_there_are_listed(tmp_path: Path) -> None:
     path = shard(tmp_path / "a.parquet", [{"img": b"x", "text": "y"}])
     with pytest.raises(UserError) as error:
@@ -199,12 +212,14 @@ def test_affectnet_in_chinese_without_header_and_with_an_own_question(tmp_path: 
 
 def test_an_open_quote_in_an_affectnet_list_is_named(tmp_path: Path) -> None:
     path = faces(tmp_path, "training.csv", [("1/a.jpg", 1, 20)])
+    last = path.read_text().splitlines()[-1]
     with path.open("a") as file:
-        file.write('"2/b.jpg,1\n' + "x" * 200_000 + "\n")
-    good, bad = affectnet(tmp_path, "en", None)
-    assert good.row is not None
-    assert bad.place == f"{path} line 4"
-    assert "not valid CSV from here on" in bad.problem
+        file.write('"2/b.jpg,1\n' + "x" * 200_000 + f"\n{last}\n")
+    good, bad, long, next_one = affectnet(tmp_path, "en", None)
+    assert good.row == next_one.row != None  # noqa: E711
+    for found, line in ((bad, 3), (long, 4)):
+        assert found.place == f"{path} line {line}"
+        assert "1 fields where there are 9 columns" in found.problem
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,12 @@ def test_validate_checks_pictures_inside_rows(
     assert "a.jsonl line 2: image: inline-" in said
 
 
+def test_half_a_character_is_a_bad_row():
+    row = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "\ud83d"}]}
+    with pytest.raises(RowError, match=r"conversations\[1\].value: \\ud83d, half of a character"):
+        row_turns(row)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
