@@ -7,6 +7,7 @@ Reads manifests and a local model folder's fingerprint; prints, writes nothing. 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,11 @@ def print_summary(metrics: Mapping[str, Any], folder: Path) -> None:
         print(f"{name}: {counted}; {figures['unusable_answers']['count']} unusable answers, "
               f"{figures['request_seconds'] or 0:.1f} s of requests, "
               f"cost {'not known' if cost is None else f'{cost:.4f}'}")  # fmt: skip
-    rows, place = metrics["rows"], portable_path(folder)
-    print(f"{rows['train']} training and {rows['validation']} validation rows in {place} "
-          f"({rows['duplicates']} repeated texts left out)")  # fmt: skip
-    held_out = f" --validation_data {place}/validation.json" if rows["validation"] else ""
+    rows = metrics["rows"]
+    print(f"{rows['train']} training and {rows['validation']} validation rows in "
+          f"{portable_path(folder)} ({rows['duplicates']} repeated texts left out)")  # fmt: skip
+    place, validation = (
+        shlex.quote(portable_path(path)) for path in (folder, folder / "validation.json")
+    )
+    held_out = f" --validation_data {validation}" if rows["validation"] else ""
     print(f"next: compare_prompts.py {place}, or train.py --data {place}{held_out}")

@@ -44,7 +44,7 @@ class MergeOptions(ToyOptions):
     device: str = field(default="auto", metadata={"help": "of the check: auto, cpu, cuda"})
 
     def __post_init__(self) -> None:
-        if self.shard_gb <= 0:
+        if not 0 < self.shard_gb < float("inf"):
             raise UserError(f"--shard_gb {self.shard_gb}: must be above 0")
         if self.pad_to_multiple_of < 1:
             raise UserError(f"--pad_to_multiple_of {self.pad_to_multiple_of}: at least 1")
@@ -89,7 +89,7 @@ class MergeAdapterOptions(ToyOptions):
     device: str = field(default="auto", metadata={"help": "of the comparison: auto, cpu, cuda"})
 
     def __post_init__(self) -> None:
-        if self.shard_gb <= 0:
+        if not 0 < self.shard_gb < float("inf"):
             raise UserError(f"--shard_gb {self.shard_gb}: must be above 0")
 
 

@@ -16,6 +16,7 @@ validation_report.json and .html. Licences and personal data: see the README.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -90,7 +91,8 @@ def main() -> None:
     if options.dry_run:
         print("dry run: nothing was written")
     else:
-        print(f"{output_dir / 'validation_report.html'}\ntrain with --data {output_dir}")
+        print(output_dir / "validation_report.html")
+        print(f"train with --data {shlex.quote(str(output_dir))}")
 
 
 def prepare_toy() -> None:

@@ -78,8 +78,8 @@ TEXTS: dict[str, dict[str, str]] = {
         "no_references": "No figures: {reason}. --references FILE gives captions of the pictures.",
         "references_note": "As pycocoevalcap gives them (papers print them times 100; CIDEr goes "
         "to 10), with 95 % intervals, of sample 0 of {n:,} pictures with {each} reference(s) each; "
-        "words: {tokenizer}. References have {length} words on average: these metrics punish a "
-        "description that is much longer, however true it is.",
+        "words: {tokenizer}. References have a length of {length} on average: these metrics punish "
+        "a description that is much longer, however true it is.",
         "metrics_axis": "times 100",
         "references_chart": "BLEU and ROUGE-L, with 95 % intervals",
         "without": "Without description",
@@ -100,7 +100,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "samples_note": "Drawn with seed {seed}.",
         "references_en": "References",
         "references_zh": "References (Chinese)",
-        "answer_note": "{n} words, {covered} of {aspects} aspects: {names}",
+        "answer_note": "length {n}, {covered} of {aspects} aspects: {names}",
         "status_malformed": "malformed",
         "status_error": "error",
         "status_skipped": "skipped",
@@ -109,7 +109,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "step": "Step",
         "prompt": "Prompt",
         "copy": "Table to copy",
-        "summary": "  {name}: {usable} usable, {length} words, {covered} aspects, cost per 1,000 "
+        "summary": "  {name}: {usable} usable, length {length}, {covered} aspects, cost per 1,000 "
         "{cost}",
     },
     "zh": {
@@ -180,8 +180,8 @@ TEXTS: dict[str, dict[str, str]] = {
         "no_references": "没有数字：{reason}。可用 --references 文件 给出图片的参考描述。",
         "references_note": "与 pycocoevalcap 的数值相同（论文中乘以 100；CIDEr 最大为 10），附 "
         "95 % 区间；"
-        "取 {n:,} 张图片的第 0 个样本，每张有 {each} 条参考；分词：{tokenizer}。参考描述平均 "
-        "{length} 个词："
+        "取 {n:,} 张图片的第 0 个样本，每张有 {each} 条参考；分词：{tokenizer}。参考描述平均长度 "
+        "{length}："
         "比参考长得多的描述，即使属实，这些指标也会扣分。",
         "metrics_axis": "乘以 100",
         "references_chart": "BLEU 与 ROUGE-L，附 95 % 区间",
@@ -203,7 +203,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "samples_note": "随机种子 {seed}。",
         "references_en": "参考（英文）",
         "references_zh": "参考",
-        "answer_note": "{n} 个词，{aspects} 个方面中的 {covered} 个：{names}",
+        "answer_note": "长度 {n}，{aspects} 个方面中的 {covered} 个：{names}",
         "status_malformed": "格式错误",
         "status_error": "错误",
         "status_skipped": "跳过",
@@ -212,6 +212,6 @@ TEXTS: dict[str, dict[str, str]] = {
         "step": "步骤",
         "prompt": "提示词",
         "copy": "可复制的表格",
-        "summary": "  {name}：可用 {usable}，{length} 个词，方面 {covered}，每千条费用 {cost}",
+        "summary": "  {name}：可用 {usable}，长度 {length}，方面 {covered}，每千条费用 {cost}",
     },
 }

@@ -159,7 +159,8 @@ def print_figures(metrics: Mapping[str, Any]) -> None:
     )
     for name in named(captions["corpus"]):
         print(f"  {NAMES[name]}: {with_interval(captions, name)}")
-    for note in captions["notes"].values():
+    few = metrics["accuracy"].get("note")
+    for note in [*captions["notes"].values(), *filter(None, [few])]:
         print(f"  note: {note}")
     print("  " + ", ".join(f"{value} {name}" for name, value in metrics["counts"].items()))
     problems = metrics.get("data_problems")

@@ -519,6 +519,7 @@ def test_a_damaged_language_model_is_refused(damage, message, parts, tmp_path, m
     ("--vision_feature_layer", -5, "hidden states -4 to 3"),
     ("--pad_to_multiple_of", 0, "at least 1"),
     ("--shard_gb", 0, "must be above 0"),
+    ("--shard_gb", "nan", "must be above 0"),
 ])  # fmt: skip
 def test_numbers_that_cannot_be(flag, value, message, parts, tmp_path):
     language_model, tower = parts("qwen2", "clip")
