@@ -1,7 +1,7 @@
 """What the demo page shows, as HTML: a sample, two answers side by side, scores, parameters.
 
-Whatever a visitor, a file or a model wrote is escaped here. Words that stand in one of two answers
-alone are marked, found word by word (Chinese and Japanese: character by character).
+Whatever a visitor, a file or a model wrote is escaped here. What one of two answers has and the
+other has not is marked, word by word (Chinese and Japanese: by characters).
 """
 
 from __future__ import annotations

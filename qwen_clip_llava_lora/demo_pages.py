@@ -11,6 +11,7 @@ import html
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qwen_clip_llava_lora.data_formats import Data
@@ -166,20 +167,24 @@ def wire(
     language: Language,
     common: Page,
     collect: Collect,
-    asks: Sequence[Callable[..., Any]],
+    start: Callable[..., Any],
     stop: gr.Button,
+    visitor: gr.State,
     given: Sequence[Any],
     settings: Sequence[Any],
     result: gr.HTML,
-) -> tuple[gr.State, Any]:
-    """The events of a tab's Ask and Stop; returns the visitor's state and the asking event."""
+) -> Any:
+    """A tab's asking, which `start` makes an event of, and its Stop; returns the event."""
+    inputs = [visitor, *settings, *given]
+    asked = start(answering(common, language, collect), inputs, result, **ASKS)
+    stop.click(stop_answers, visitor, None, queue=False, api_visibility="private")
+    return asked
+
+
+def draw_visitor() -> gr.State:
     import gradio as gr
 
-    visitor = gr.State(Visitor(), time_to_live=KEEP_VISITOR_S)
-    inputs = [visitor, *settings, *given]
-    asked = gr.on(list(asks), answering(common, language, collect), inputs, result, **ASKS)
-    stop.click(stop_answers, visitor, None, queue=False, api_visibility="private")
-    return visitor, asked
+    return gr.State(Visitor(), time_to_live=KEEP_VISITOR_S)
 
 
 def draw_data(
@@ -199,10 +204,7 @@ def draw_data(
         with gr.Column(scale=3, min_width=320):
             ask, stop = draw_buttons(texts)
             result = gr.HTML(answers_html(texts, []), elem_classes="result")
-
-    visitor, asked = wire(
-        language, common, sample_asked(data, texts), [ask.click], stop, [index], settings, result
-    )
+    visitor = draw_visitor()
 
     def show(where: Callable[[int, int], int]) -> Callable[..., tuple[Any, ...]]:
         """An event that goes to `where(index, number of rows)`; answers under way end."""
@@ -220,13 +222,18 @@ def draw_data(
         return handle
 
     place: dict[str, Any] = {
-        "inputs": [index, visitor], "outputs": [index, sample, result], "cancels": [asked], **LOOKS,
+        "inputs": [index, visitor], "outputs": [index, sample, result], **LOOKS,
     }  # fmt: skip
-    page.load(show(lambda now, n: now), **{**place, "cancels": None})
+    page.load(show(lambda now, n: now), **place)
+    # a number that was typed and not yet entered is shown first, then asked about
+    shown = ask.click(show(lambda now, n: now), **place)
+    collect = sample_asked(data, texts)
+    asked = wire(language, common, collect, shown.success, stop, visitor, [index], settings, result)
+    place["cancels"] = [asked]  # or answers under way would go on beside another sample
+    index.submit(show(lambda now, n: now), **place)
     previous.click(show(lambda now, n: (now - 1) % n), **place)
     following.click(show(lambda now, n: (now + 1) % n), **place)
     chance.click(show(lambda now, n: random.randrange(n)), **place)
-    gr.on([index.submit, index.blur], show(lambda now, n: now), **place)
 
 
 def draw_one(language: Language, common: Page, settings: Sequence[Any]) -> None:
@@ -261,8 +268,18 @@ def draw_one(language: Language, common: Page, settings: Sequence[Any]) -> None:
             gr.Warning(html.escape(str(error)), duration=TOAST_S, title=texts["error"])
             return None
 
-    wire(language, common, collect, [ask.click, question.submit], stop, [picture, question],
-         settings, result)  # fmt: skip
+    start = partial(gr.on, [ask.click, question.submit])
+    wire(
+        language,
+        common,
+        collect,
+        start,
+        stop,
+        draw_visitor(),
+        [picture, question],
+        settings,
+        result,
+    )
     picture.change(look, picture, picture, **LOOKS)
 
 
@@ -293,8 +310,18 @@ def draw_many(language: Language, common: Page, settings: Sequence[Any]) -> None
             raise UserError(texts["too_many"].format(n=len(uploads), most=MAX_PICTURES))
         return typed(uploads, written, texts), None
 
-    wire(language, common, collect, [ask.click, question.submit], stop, [gallery, question],
-         settings, result)  # fmt: skip
+    start = partial(gr.on, [ask.click, question.submit])
+    wire(
+        language,
+        common,
+        collect,
+        start,
+        stop,
+        draw_visitor(),
+        [gallery, question],
+        settings,
+        result,
+    )
 
 
 # What the buttons do

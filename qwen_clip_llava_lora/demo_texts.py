@@ -50,14 +50,14 @@ TEXTS: dict[Language, dict[str, str]] = {
         "answering": "answering …",
         "next_side": "comes next",
         "empty": "(empty answer)",
-        "differ": "The answers differ. Marked words stand in one of them alone.",
+        "differ": "The answers differ. Marked is what the other one does not have at that place.",
         "agree": "Both answers are the same.",
         "confidence": "Confidence",
         "confidence_what": "Confidence is the geometric mean of the probabilities that the model "
         "gives the tokens of its answer, before temperature and top p. It is the model's own "
         "figure, not a promise that the answer is right.",
         "no_confidence": "none",
-        "end": "End",
+        "end": "Ending",
         "end_stop": "the model ended",
         "end_length": "cut at the token limit",
         "end_stopped": "stopped by you",
@@ -166,7 +166,7 @@ TEXTS: dict[Language, dict[str, str]] = {
         "answering": "正在回答……",
         "next_side": "随后回答",
         "empty": "（空回答）",
-        "differ": "两个回答不同。标出的词只在其中一个回答里。",
+        "differ": "两个回答不同。标出的是另一个回答在该处没有的词。",
         "agree": "两个回答相同。",
         "confidence": "置信度",
         "confidence_what": "置信度是模型给自己回答的各个词元的概率（未经温度和 top p 调整）的"

@@ -200,7 +200,7 @@ def tiny_adapter(
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import save_file
 
-    from qwen_clip_llava_lora.components import PROJECTOR, component_of, lora_targets
+    from qwen_clip_llava_lora.components import PROJECTOR, component_of
     from shared.loading import fingerprint
     from shared.options import write_json
 
@@ -216,10 +216,10 @@ def tiny_adapter(
         }
         save_file(trained, folder / "projector.safetensors")
     if lora:
-        settings = LoraConfig(
-            r=rank, lora_alpha=2 * rank, target_modules=lora_targets(kind, layers)
+        targets = rf"model\.language_model\..*\.({layers.replace(',', '|')})"
+        view = get_peft_model(
+            model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
         )
-        view = get_peft_model(model, settings)
         for name, weight in view.named_parameters():
             if ".lora_" in name:
                 weight.data.copy_(0.3 * torch.randn(weight.shape, generator=generator))
