@@ -26,6 +26,7 @@ from typing import Any
 from qwen_clip_llava_lora.evaluation_settings import TOY_DEFAULTS, EvaluateOptions, prepare_toy
 from qwen_clip_llava_lora.evaluation_setup import (
     Samples,
+    as_trained,
     jobs_of,
     load_model,
     load_samples,
@@ -56,6 +57,7 @@ Records = dict[str, dict[str, Any]]
 
 def main(options: EvaluateOptions) -> None:
     # Data
+    options = as_trained(options)
     found = load_samples(options)
     for problem in found.problems[:1]:
         print(f"note: {len(found.problems)} bad rows of the data not used; first: {problem}")

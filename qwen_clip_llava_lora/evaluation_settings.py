@@ -41,10 +41,15 @@ class EvaluateOptions(ModelOptions, ToyOptions):
                   "resize"},
     )  # fmt: skip
     min_pixels: int | None = field(
-        default=None, metadata={"help": "Qwen-VL: pictures of fewer pixels are enlarged"}
+        default=None,
+        metadata={
+            "help": "Qwen-VL: pictures of fewer pixels are enlarged (none = as the adapter "
+            "or model was trained)"
+        },
     )
     max_pixels: int | None = field(
-        default=None, metadata={"help": "Qwen-VL: pictures of more pixels are made smaller"}
+        default=None,
+        metadata={"help": "Qwen-VL: pictures of more pixels are made smaller (likewise)"},
     )
     max_new_tokens: int = field(default=128, metadata={"help": "longest answer in tokens"})
     data: str | None = field(

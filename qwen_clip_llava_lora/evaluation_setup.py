@@ -13,18 +13,18 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_clip_llava_lora.answer_scores import Language, language_of
+from qwen_clip_llava_lora.answer_scores import Language, language_of, normalise
 from qwen_clip_llava_lora.data_formats import Data, open_data
 from qwen_clip_llava_lora.evaluation_settings import BESIDE_THE_ANSWERS, EvaluateOptions
 from qwen_clip_llava_lora.settings import RUNS, TOY_MERGED
 from shared.answering import Job, shuffle_pictures
 from shared.comparison import learned_from
 from shared.conversation_files import IMAGE_TAG, Picture, Turn, row_images, row_turns
-from shared.images import open_image
+from shared.images import open_image, trained_aspect_ratio
 from shared.loading import GIB, fingerprint, model_folder, pick_device, pick_dtype, weight_files
 from shared.options import (
     MissingError,
@@ -96,7 +96,7 @@ def load_samples(options: EvaluateOptions) -> Samples:
             continue
         for sample in own:  # an id that rows share would be one record for all of them
             key = sample.sample_id if sample.sample_id not in samples else f"{sample.sample_id}@{i}"
-            samples[key] = sample if key == sample.sample_id else renamed(sample, key)
+            samples[key] = sample if key == sample.sample_id else replace(sample, sample_id=key)
     listed = "\n  ".join(problems[:5])
     if not samples:
         raise UserError(f"{data.source}: no usable row:\n  {listed}")
@@ -106,17 +106,17 @@ def load_samples(options: EvaluateOptions) -> Samples:
     classes = data.classes
     if task == "label" and not classes:
         classes = tuple(sorted({sample.label or "" for sample in samples.values()}))
+    read_as: dict[str, str] = {}
+    for name in classes:
+        other = read_as.setdefault(normalise(name, language_of(name)), name)
+        if other != name:
+            raise UserError(f"{data.source}: the classes {other!r} and {name!r} read the same in "
+                            "an answer: give them one name")  # fmt: skip
     return Samples(list(samples.values()), task, classes, data, problems)
 
 
 def as_path(name: str | None) -> Path | None:
     return None if name is None else Path(name)
-
-
-def renamed(sample: Sample, key: str) -> Sample:
-    from dataclasses import replace
-
-    return replace(sample, sample_id=key)
 
 
 def samples_of_row(data: Data, i: int, task: str, turns: str) -> Iterator[Sample]:
@@ -141,8 +141,8 @@ def samples_of_row(data: Data, i: int, task: str, turns: str) -> Iterator[Sample
         shown = names[:n_shown]
         given = (row.get("captions") or row.get("answers")) if number == 0 else None
         references = [*given] if given else [] if answer is None else [answer]
-        if number == 0 and task == "label" and not references:
-            references = [label]
+        if not any(text.strip() for text in references):  # nothing to compare with
+            references = [label] if number == 0 and task == "label" else []
         language = language_of(answer or next(iter(references), ""))
         kept = references
         if task in ("caption", "text"):
@@ -295,12 +295,20 @@ def data_name(data: Data) -> str:
 
 
 def run_config(options: EvaluateOptions, found: Samples) -> dict[str, Any]:
-    """`config.json`: the options and what they came to. Raises where model or device is missing."""
+    """`config.json`: the options and what they came to. Raises where model or device is missing,
+    and for an adapter of another model."""
     folder = base_folder(options)
+    fingerprint_of_adapter = adapter_fingerprint(options.adapter)
+    if options.adapter:
+        from shared.vision_families_adapters import adapter_manifest, check_base
+
+        if manifest := adapter_manifest(Path(options.adapter)):  # a plain PEFT folder has none
+            check_base(manifest, Path(options.adapter), folder)
     dtype = pick_dtype(options.dtype, pick_device(options.device))
     config = resolved_config(
         options,
         script="evaluate",
+        data=portable_path(found.data.source),  # a folder is named by its file, as in manifests
         task=found.task,
         classes=list(found.classes),
         asked={
@@ -308,10 +316,11 @@ def run_config(options: EvaluateOptions, found: Samples) -> dict[str, Any]:
             "image_handling": options.image_handling,
             "max_new_tokens": options.max_new_tokens,
             "decoding": "greedy",
+            **trained_aspect(options, folder),
         },
         compute_dtype=str(dtype).removeprefix("torch."),
         model_fingerprint=fingerprint(folder),
-        adapter_fingerprint=adapter_fingerprint(options.adapter),
+        adapter_fingerprint=fingerprint_of_adapter,
         data_hash=samples_hash(found.samples, lambda s: [s.references, s.answer, s.label]),
         prompts_hash=samples_hash(found.samples, lambda s: s.turns),
         image_root=portable_path(found.data.image_root),
@@ -349,6 +358,25 @@ def template_hash(adapter: str | None, folder: Path) -> str | None:
     elif (folder / "tokenizer_config.json").is_file():
         text = read_json(folder / "tokenizer_config.json").get("chat_template")
     return None if text is None else hashlib.sha256(str(text).encode()).hexdigest()[:16]
+
+
+def as_trained(options: EvaluateOptions) -> EvaluateOptions:
+    """Pixel bounds that were not given, as the adapter or the fully trained or merged model was
+    trained with: config.json names them, so that a base asked with others is not compared."""
+    trained = options.adapter or options.model
+    return replace(options, **{
+        key: manifest_value(trained, key)
+        for key in ("min_pixels", "max_pixels") if getattr(options, key) is None
+    })  # fmt: skip
+
+
+def trained_aspect(options: EvaluateOptions, folder: Path) -> dict[str, str]:
+    """How --image_handling model makes pictures square, where adapter or model folder say so."""
+    if options.image_handling != "model":
+        return {}
+    own = options.adapter and manifest_value(options.adapter, "image_aspect_ratio")
+    aspect = own or trained_aspect_ratio(folder)
+    return {"image_aspect_ratio": aspect} if aspect else {}
 
 
 def adapter_fingerprint(adapter: str | None) -> str | None:

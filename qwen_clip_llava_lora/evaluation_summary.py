@@ -26,7 +26,7 @@ def print_figures(metrics: Mapping[str, Any]) -> None:
         print(f"  {line}")
     print("  " + ", ".join(f"{value} {name}" for name, value in metrics["counts"].items()))
     if metrics["trained_on_scored"]:
-        print("  note: the adapter was trained on the very rows that score it here")
+        print("  note: adapter or model was trained on the very rows that score it here")
     left_out = metrics["references_in_another_language"]
     if left_out:
         print(f"  note: {left_out} references in another language than their sample's left out")

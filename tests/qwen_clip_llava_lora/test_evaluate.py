@@ -14,7 +14,13 @@ from PIL import Image
 
 from qwen_clip_llava_lora.evaluate import main
 from qwen_clip_llava_lora.evaluation_settings import EvaluateOptions
-from qwen_clip_llava_lora.evaluation_setup import load_samples, picture_opener, prompt_of
+from qwen_clip_llava_lora.evaluation_setup import (
+    as_trained,
+    load_samples,
+    picture_opener,
+    prompt_of,
+    run_config,
+)
 from shared.answering import read_records
 from shared.options import REPO_ROOT, UserError, read_json, write_json
 from tests.tiny_models import tiny_folder
@@ -191,10 +197,38 @@ def test_an_adapter_trained_on_the_scored_rows_is_named(
     sources = [{"source": "elsewhere.json"}, {"source": str(data)}]
     learned = {"source": "elsewhere.json", "sources": sources, "rows": 3, "held_out_rows": 1}
     write_json(adapter / "manifest.json", manifest | {"data": learned})
-    main(options(adapter=str(adapter)))
+    data.with_name("chat.json").write_bytes(data.read_bytes())
+    sources[1]["source"] = str(data.with_name("chat.json"))
+    write_json(adapter / "manifest.json", manifest | {"data": learned})
+    main(options(adapter=str(adapter), data=str(data.parent)))  # the folder, which is chat.json's
     assert read_json(tmp_path / "run" / "metrics.json")["trained_on_scored"] is True
     assert "trained on the very rows" in capsys.readouterr().out
     assert "its adapter was trained on" in (tmp_path / "run" / "report.html").read_text("utf-8")
+
+
+def test_an_adapter_of_another_model_is_refused_before_anything_is_written(
+    options, tmp_path, tiny_llava
+):
+    adapter = Path(write_projector(tmp_path / "adapter", tiny_llava))
+    manifest = read_json(adapter / "manifest.json")
+    write_json(adapter / "manifest.json", manifest | {"base_fingerprint": "another"})
+    with pytest.raises(UserError, match="was trained on"):
+        main(options(adapter=str(adapter)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_how_pictures_were_shown_in_training_is_on_record(options, tmp_path, tiny_llava):
+    """Base and tuned must not differ in it without a word: `compare.py` reads config.json."""
+    adapter = Path(write_projector(tmp_path / "adapter", tiny_llava))
+    shown = {"min_pixels": 784, "max_pixels": 3136, "image_aspect_ratio": "pad"}
+    write_json(adapter / "manifest.json", read_json(adapter / "manifest.json") | shown)
+    tuned = as_trained(options(adapter=str(adapter), max_pixels=1568))
+    assert (tuned.min_pixels, tuned.max_pixels) == (784, 1568)
+    config = run_config(tuned, load_samples(tuned))
+    assert config["asked"]["image_aspect_ratio"] == "pad"
+    base = as_trained(options())
+    assert (base.min_pixels, base.max_pixels) == (None, None)
+    assert "image_aspect_ratio" not in run_config(base, load_samples(base))["asked"]
 
 
 def test_another_prompt_is_another_hash(options, data, tmp_path):
@@ -300,10 +334,12 @@ def test_a_row_without_a_picture_and_one_without_an_answer(options, data, tmp_pa
     del rows[0]["image"]
     rows[0]["conversations"][0]["value"] = "What colour has the sky?"
     del rows[1]["conversations"][1]
+    rows.append(row("red.png", [("<image>\nDescribe it.", " ")], id="blank"))
     write_json(data, rows)
     main(options())
     records = read_records(tmp_path / "run" / "predictions.jsonl")
-    assert [record["status"] for record in records.values()] == ["ok", "ok"]
+    assert [record["status"] for record in records.values()] == ["ok", "ok", "ok"]
+    assert read_json(tmp_path / "run" / "metrics.json")["exact_match"]["n"] == 1
     scored = read_records(tmp_path / "run" / "scored.jsonl")
     assert scored["row0"]["image_id"] == "row0"
     assert (scored["row1"]["score"], scored["row1"]["log_likelihood"]) == (None, None)
@@ -373,6 +409,11 @@ def test_a_label_outside_the_class_list_is_named(options, emotions):
         main(options())
     with pytest.raises(UserError, match="--turns first"):
         main(options(turns="all"))
+    write_json(emotions.with_name("dataset.json"), {"kind": "label", "classes": ["Sad", "sad"]})
+    rows[0]["label"] = rows[1]["label"] = rows[2]["label"] = "sad"
+    write_json(emotions, rows)
+    with pytest.raises(UserError, match="classes 'Sad' and 'sad' read the same"):
+        main(options())
 
 
 # Bad input
