@@ -1,8 +1,9 @@
 """One answer against its references: language, exact match, token F1, and which class it names.
 
 English follows SQuAD's evaluation script: lower case, without punctuation and articles, F1 over the
-bag of words. Chinese has no blanks between words: there F1 is over characters (runs of Latin
-letters and digits are words), and an exact match ignores punctuation, blanks and full-width forms.
+bag of words; a text of articles alone ("A", a letter to choose) keeps them. Chinese has no blanks
+between words: there F1 is over characters (runs of Latin letters and digits are words), and an
+exact match ignores punctuation, blanks and full-width forms.
 Of several references the best one counts. No torch.
 
     python -m pytest tests/qwen_clip_llava_lora/test_answer_scores.py
@@ -61,7 +62,8 @@ def normalise(text: str, language: Language) -> str:
     """The form in which an exact match is looked for."""
     if language == "zh":
         return "".join(tokenize_caption(text, "zh"))
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    plain = text.lower().translate(_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", plain).split() or plain.split())
 
 
 def words(text: str, language: Language) -> list[str]:

@@ -37,7 +37,7 @@ def test_language(text, language):
         ("red red", ["red"], "en", 0, 2 / 3),  # a bag: the second "red" matches nothing
         ("blue square", ["red circle", "square"], "en", 0, 2 / 3),  # the better reference
         ("", ["red"], "en", 0, 0.0),
-        ("the", ["a"], "en", 1, 1.0),  # nothing is left of either
+        ("the", ["a"], "en", 0, 0.0),  # articles alone stay
         ("一个 红色的圆！", ["一个红色的圆"], "zh", 1, 1.0),
         ("Ａ个圆", ["a个圆"], "zh", 1, 1.0),  # full width
         ("一个红色的圆", ["一个红色的圆形"], "zh", 0, 12 / 13),  # 2 * 6 / (6 + 7)
@@ -59,6 +59,12 @@ def test_a_nearly_identical_chinese_sentence_scores_high():
 def test_normalised_text():
     assert normalise("The  Dog's, an apple!", "en") == "dogs apple"
     assert normalise("３ 只，狗。", "zh") == "3只狗"
+
+
+def test_the_letter_a_is_no_empty_text():
+    assert (exact_match("A.", ["A"], "en"), exact_match("", ["A"], "en")) == (1, 0)
+    assert matched_class("", ["A", "B"], "en") == (None, "no class")
+    assert matched_class("a", ["A", "B"], "en") == ("A", "exact")
 
 
 CLASSES = ("dog", "hot dog", "car", "surprise")
