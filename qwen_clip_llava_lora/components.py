@@ -131,17 +131,20 @@ def idle_names(
     }
 
 
-def lora_targets(model_type: str, which: str, linear_layers: Iterable[str] = ()) -> str:
+def lora_targets(model_type: str, which: str, linear_layers: Iterable[str]) -> str:
     """A pattern of the full paths of the layers that get LoRA, for peft's `target_modules`.
 
     `which` names layers of the language model ("q_proj,v_proj"), or is "all": every linear one but
-    the head, found among `linear_layers`, the paths of the model's linear layers. Raises UserError.
+    the head. `linear_layers` are the paths of the model's linear layers. Raises UserError for a
+    name that is none of theirs: peft would train the others without a word.
     """
     (start,) = (p for p in components_of(model_type)[LANGUAGE] if p.startswith("model."))
-    if which == "all":
-        leaves = {name.rpartition(".")[2] for name in linear_layers if name.startswith(start)}
-    else:
-        leaves = {name.strip() for name in which.split(",") if name.strip()}
-    if not leaves:
-        raise UserError(f"--lora_layers {which}: no linear layer of the language model is named")
+    known = {name.rpartition(".")[2] for name in linear_layers if name.startswith(start)}
+    named = {name.strip() for name in which.split(",") if name.strip()}
+    leaves = known if which == "all" else named
+    if not leaves or leaves - known:
+        raise UserError(
+            f"--lora_layers {which}: the linear layers of this language model are "
+            f"{', '.join(sorted(known))}"
+        )
     return rf"{re.escape(start)}.*\.({'|'.join(map(re.escape, sorted(leaves)))})"

@@ -133,13 +133,7 @@ def prepare_training(model: nn.Module, model_type: str, options: TrainOptions) -
             target_modules=pattern,
             bias="none",
         )
-        try:
-            view = get_peft_model(model, settings)
-        except ValueError as error:  # peft's message is a page
-            raise UserError(
-                f"--lora_layers {options.lora_layers}: no linear layer of that name in this "
-                "language model"
-            ) from error
+        view = get_peft_model(model, settings)
     named = dict(model.named_parameters())
     for name in declared_names(model, model_type, options):
         named[name].requires_grad_(True)

@@ -94,7 +94,8 @@ def test_tower_layers_behind_the_features_are_idle():
 
 def test_lora_is_anchored_to_the_language_model():
     for model_type in COMPONENTS:
-        pattern = lora_targets(model_type, "q_proj, v_proj")
+        layers = [f"model.language_model.layers.0.self_attn.{x}_proj" for x in "qkv"]
+        pattern = lora_targets(model_type, "q_proj, v_proj", layers)
         assert pattern == r"model\.language_model\..*\.(q_proj|v_proj)"
         assert re.fullmatch(pattern, "model.language_model.layers.0.self_attn.v_proj")
         assert not re.fullmatch(pattern, "model.vision_tower.encoder.layers.0.self_attn.v_proj")
@@ -118,7 +119,8 @@ def test_all_are_the_linear_layers_of_the_language_model_without_its_head():
         True,
         False,
     ]
-    with pytest.raises(UserError, match="--lora_layers all: no linear layer"):
+    with pytest.raises(UserError, match="--lora_layers all: the linear layers"):
         lora_targets("llava", "all", layers[:2])
-    with pytest.raises(UserError, match="no linear layer"):
-        lora_targets("llava", " , ")
+    for which in (" , ", "q_proj,fc1"):  # a misspelt one beside a right one, too
+        with pytest.raises(UserError, match=f"{which}: .* are down_proj, q_proj$"):
+            lora_targets("llava", which, layers)

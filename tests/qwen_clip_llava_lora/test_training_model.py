@@ -119,7 +119,9 @@ def test_an_undeclared_parameter_is_an_error_that_names_it(folders, tmp_path):
 
 
 def test_layers_that_are_not_there_are_an_error(folders, tmp_path):
-    with pytest.raises(UserError, match="--lora_layers wq: no linear layer of that name"):
+    with pytest.raises(
+        UserError, match="--lora_layers wq: the linear layers of this language model are"
+    ):
         load(folders["llava"], tmp_path, "--lora_layers", "wq")
 
 
