@@ -117,6 +117,8 @@ def _split_folder(folder: Path, name: str | None) -> Path:
     if not splits or wanted not in splits:
         there = ", ".join(map(str, splits or [])) or "none"
         raise UserError(f"{folder}: no split {wanted!r}; there are: {there}")
+    if not (folder / wanted).is_dir():
+        raise UserError(f"{folder / wanted}: the split's folder is not there; copy the whole set")
     return folder / wanted
 
 

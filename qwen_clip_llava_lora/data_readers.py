@@ -241,7 +241,10 @@ class Arrow(Conversations):
 def open_saved(folder: Path, image_root: Path) -> tuple[Chained, dict[str, list[str]]]:
     """(records, class names by column) of a folder written by `Dataset.save_to_disk`."""
     state = read_json(folder / "state.json")
-    names = [entry.get("filename") for entry in state.get("_data_files") or []]
+    try:
+        names = [entry["filename"] for entry in state["_data_files"]]
+    except (TypeError, KeyError):
+        names = []
     if not names or state.get("_indices_data_files"):
         raise UserError(f"{folder / 'state.json'}: _data_files: expected the names of Arrow files")
     info = folder / "dataset_info.json"

@@ -334,7 +334,10 @@ class _Parquet(Conversations):
         from bisect import bisect_right
 
         group = bisect_right(self.ends, i)
-        rows = _row_group(str(self.path), self.path.stat().st_mtime_ns, group)
+        try:
+            rows = _row_group(str(self.path), self.path.stat().st_mtime_ns, group)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.where(i)}: this part of the file is broken: {error}") from error
         return rows[i - (self.ends[group - 1] if group else 0)]
 
 
