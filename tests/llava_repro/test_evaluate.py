@@ -445,7 +445,8 @@ def test_what_cannot_be_is_named_before_the_model_is_loaded(
 
 
 def test_without_task_or_rows_the_message_says_which_there_are():
-    with pytest.raises(UserError, match=r"--task vqav2\|gqa\|textvqa\|scienceqa\|pope\|caption\|file"):
+    tasks = r"--task vqav2\|gqa\|textvqa\|scienceqa\|pope\|caption\|file"
+    with pytest.raises(UserError, match=tasks):
         EvaluateOptions()
     with pytest.raises(UserError, match="--task file: which rows"):
         EvaluateOptions(task="file")

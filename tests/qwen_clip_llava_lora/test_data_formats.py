@@ -166,12 +166,12 @@ def test_several_pictures_captions_and_answers_in_a_cell(pictures: Path) -> None
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "question", "answer"])
-        writer.writerow(['["a.png", "b.png"]', "Which is red?", '["first", "left", "first"]'])
+        writer.writerow(['["a.png", "b.png"]', "Which is red?", '["first", "first", "left"]'])
         writer.writerow(['["a.png", "b.png"]', "<image> or <image>?", "first"])
         writer.writerow(["a.png", "What?", '["first'])
     data = open_data(path)
     assert data.rows[0]["image"] == ["a.png", "b.png"]
-    assert data.rows[0]["answers"] == ["first", "left", "first"]
+    assert data.rows[0]["answers"] == ["first", "first", "left"]
     assert said(data.rows[0]) == ["<image>\n<image>\nWhich is red?", "first"]
     assert said(data.rows[1])[0] == "<image> or <image>?"
     assert "answer: not valid JSON" in problem(data.rows, 2)
@@ -341,12 +341,30 @@ def test_saved_messages_and_parquet_with_pictures_inside(pictures: Path) -> None
         assert said(data.rows[0])[-1] == "blue"
 
 
+def test_a_damaged_parquet_row_names_its_place(pictures: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = pictures / "own.parquet"
+    table = pa.table({"image": ["a.png"] * 4, "text": [f"text {i}" for i in range(4)]})
+    pq.write_table(table, path, row_group_size=2)
+    content = bytearray(path.read_bytes())
+    content[4:30] = bytes(26)  # the first page's header
+    path.write_bytes(content)
+    data = open_data(path)
+    assert problem(data.rows, 0).startswith(f"{path} row 0: this part of the file is broken")
+    assert said(data.rows[2])[1] == "text 2"
+
+
 def test_a_broken_saved_folder(tmp_path: Path) -> None:
-    write(tmp_path / "state.json", {"_data_files": []})
-    assert "_data_files: expected the names" in refusal(tmp_path)
+    for state in ({"_data_files": []}, {"_data_files": [{}]}, []):
+        write(tmp_path / "state.json", state)
+        assert "_data_files: expected the names" in refusal(tmp_path)
     write(tmp_path / "state.json", {"_data_files": [{"filename": "x.arrow"}]})
     write(tmp_path / "x.arrow", "text")
     assert "x.arrow: not an Arrow file" in refusal(tmp_path)
+    write(tmp_path / "dataset_dict.json", {"splits": ["train"]})
+    assert "the split's folder is not there" in refusal(tmp_path)
 
 
 # LLaMA-Factory
@@ -382,6 +400,12 @@ def test_llama_factory_sharegpt_with_mapped_names(pictures: Path) -> None:
         {"from": "gpt", "value": "no"},
     ]
     assert row_images(data.rows[0], data.image_root) == [pictures / "a.png", pictures / "b.png"]
+    rows[0]["talk"] = [{"role": "system", "content": "Its own."}, *talk]
+    data = factory(pictures, entry, rows)
+    assert [turn["value"] for turn in data.rows[0]["conversations"][:2]] == [
+        "Its own.",
+        "<image><image>Same?",
+    ]
 
 
 def test_llama_factory_alpaca_joins_instruction_and_input(pictures: Path) -> None:

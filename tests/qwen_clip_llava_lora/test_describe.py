@@ -541,6 +541,8 @@ def test_the_split_is_by_content_and_stays(pictures):
         assert len({name.replace("p5", "p4") for name in held_out}) == 1
     assert len({frozenset(validation_pictures(found, 0.2, seed)) for seed in range(12)}) > 1
     assert validation_pictures(found, 0.0, 0) == set()
+    assert validation_pictures(found, 0.01, 0)  # one at least
+    assert validation_pictures(found, 0.99, 0) < {picture.name for picture in found}  # never all
     assert validation_pictures([Picture("p0.png", pictures / "p0.png")], 0.9, 0) == set()
 
 

@@ -302,6 +302,19 @@ def test_no_bos_is_written_for_qwen(merge, pictures):
     assert generation["pad_token_id"] == 0
 
 
+def test_generation_ends_where_the_template_or_the_model_ends(parts, tmp_path):
+    """A folder that names only <|endoftext|> gets the template's end too."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = parts("qwen2", "clip")[0]
+    tokenizer, text = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    for there, ends in ((7, [7, 2]), ([2, 7], [2, 7]), (2, 2)):
+        settings = {"eos_token_id": there, "top_p": 0.8}
+        (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+        found = merging.generation_settings(tmp_path, text, tokenizer)
+        assert (found["eos_token_id"], found["top_p"]) == (ends, 0.8)
+
+
 def test_a_template_of_texts_takes_parts_too(merge):
     from transformers import AutoTokenizer
 

@@ -92,6 +92,21 @@ def test_bleu_of_one_image_by_hand() -> None:
     assert images[3]["Bleu_4"] == pytest.approx((3 / 4) ** 0.25)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "closest"),
+    [((2, 5), 5), ((5, 2), 5), ((3, 5), 3), ((5, 3), 3), ((9, 2), 2)],
+    ids=["longer", "longer first", "tie", "tie, longer first", "shorter"],
+)
+def test_bleu_s_length_is_that_of_the_closest_reference(
+    lengths: tuple[int, int], closest: int
+) -> None:
+    texts = [" ".join(["dog"] * n) for n in lengths]
+    found = corpus({1: texts}, {1: "dog dog dog dog"})["Bleu_1"]
+    penalty = math.exp(1 - closest / 4) if closest > 4 else 1.0
+    matched = min(4, max(lengths)) / 4
+    assert found == pytest.approx(penalty * matched, abs=1e-6)
+
+
 # --- By hand: ROUGE-L -----------------------------------------------------------------------------
 
 
