@@ -265,7 +265,7 @@ def draw_one(language: Language, common: Page, settings: Sequence[Any]) -> None:
                 open_upload(given, texts)
             return gr.skip()
         except UserError as error:
-            gr.Warning(html.escape(str(error)), duration=TOAST_S, title=texts["error"])
+            gr.Warning(html.escape(str(error)), duration=TOAST_S)
             return None
 
     start = partial(gr.on, [ask.click, question.submit])
@@ -369,10 +369,8 @@ def toast(language: Language, error: Exception) -> Exception:
     texts = TEXTS[language]
     if isinstance(error, UserError) and "the model has room for" in str(error):
         error = UserError(texts["too_long"].format(cause=error))
-    return gr.Error(
-        html.escape(cause_of(language, error)), duration=TOAST_S, title=texts["error"],
-        print_exception=False,
-    )  # fmt: skip
+    message = html.escape(cause_of(language, error))
+    return gr.Error(message, duration=TOAST_S, print_exception=False)
 
 
 def sample_asked(data: Data, texts: Mapping[str, str]) -> Collect:

@@ -347,6 +347,20 @@ def test_pixel_bounds_and_squares_are_each_side_s_own(tmp_path, pictures):
     assert [side.asker.family.trained_on for side in contrast.sides.values()] == [None, "pad"]
 
 
+def test_a_quantised_base_comes_back_too(folders, pictures):
+    pytest.importorskip("bitsandbytes")
+    base, both = str(folders()["base"]), str(folders()["both"])
+    contrast = load_contrast(base, [both], device="cpu", quantization="nf4")
+    before, tuned = (logits_of(contrast, side, pictures[0]) for side in ("base", "both"))
+    assert torch.equal(logits_of(contrast, "base", pictures[0]), before)
+    assert not torch.equal(tuned, before)
+    assert contrast.counts == load_contrast(base, [], device="cpu").counts  # 4 bits count as one
+    alone = load_vision_language(
+        base, adapter=both, device="cpu", quantization="nf4", tags_are_meant=True
+    )
+    assert torch.equal(alone.start(alone.encode_images(pictures[:1]), [0], [PROMPT]).logits, tuned)
+
+
 def test_adapters_that_do_not_belong_are_refused(folders, tmp_path):
     base, both = folders()["base"], folders()["both"]
     other = tiny_folder("llava", tmp_path / "other", seed=5)
