@@ -383,11 +383,11 @@ def memory_lines(
     ]
     if not memory.fits(CARDS[-1]):
         shared = ", ".join(
-            f"{n}: {on_each_gpu(chosen, 'zero3', n, optimizer).total:.0f}" for n in SEVERAL
+            f"with {n}: {on_each_gpu(chosen, 'zero3', n, optimizer).total:.0f}" for n in SEVERAL
         )
         lines.append(
-            f"            with ZeRO-3 on several GPUs, GiB on each: {shared} "
-            "(qwen_clip_llava_lora/memory_table.py has more)"
+            f"            ZeRO-3, which train.py refuses so far, would take, GiB on each GPU, "
+            f"{shared} (qwen_clip_llava_lora/memory_table.py has more)"
         )
     return lines
 

@@ -56,6 +56,11 @@ def open_training_data(options: TrainOptions, seed: int) -> TrainingData:
     validation = source
     if options.validation_data is not None:
         validation = open_data(Path(options.validation_data), root)
+        if any(part.source.resolve() == validation.source.resolve() for part in parts):
+            print(
+                f"note: {options.validation_data} is learned from and validates; without "
+                "--validation_data a part is held out by picture"
+            )
         held_out = Rows(validation.rows, range(len(validation.rows)))
     return TrainingData(learned, held_out, source, validation, parts)
 

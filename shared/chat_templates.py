@@ -211,7 +211,7 @@ def tokenizer_segments(
             raise UserError(
                 "the tokenizer's chat template writes earlier turns differently when later ones "
                 f"follow (seen at turn {k}), so what is learned would not be what is asked at "
-                "inference; name a template with --template, or use rows of one question each"
+                "inference; use rows of one question each, or where a script takes it --template"
             )
         learned_to = len(answered) - len(style.tail) + len(style.end)
         segments += [(whole[done : len(prompt)], False), (whole[len(prompt) : learned_to], True)]

@@ -22,6 +22,7 @@ from qwen_clip_llava_lora.scoring import metrics_of, score_records
 from shared import charts
 from shared.options import REPO_ROOT, MissingError, UserError, read_json, write_json
 from shared.runs import read_run
+from shared.significance import holm
 
 SCRIPT = REPO_ROOT / "qwen_clip_llava_lora" / "compare.py"
 REFERENCES = ["a red circle", "a blue star", "a green square", "two red stars", "a yellow cross",
@@ -178,6 +179,10 @@ def test_holm_over_the_pairs_of_a_metric_by_hand(two, make_run):
         1.0,
         pytest.approx(3 * p[0]),
     ]
+    of_all = [row for row in metric_rows_of_all(runs) if row["metric"] == "log_likelihood"]
+    alone = [metric_rows(runs[i], runs[j])[0]["p_wilcoxon"] for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert [row["p_wilcoxon"] for row in of_all] == pytest.approx(holm(alone))
+    assert [row["p_wilcoxon"] for row in of_all] != alone
 
 
 CLASSES = ("happy", "sad")

@@ -371,7 +371,7 @@ def test_several_data_sets_are_mixed_by_weight(base, rows, tmp_path):
     assert [part.source for part in data.parts] == [rows, other]
 
 
-def test_held_out_pictures_do_not_train(base, rows):
+def test_held_out_pictures_do_not_train(base, rows, capsys):
     options, _ = parse(["--model", str(base), "--data", str(rows), "--validation_samples", "8"])
     data = open_training_data(options, seed=0)
     held = {row["image"] for row in data.held_out if "image" in row}
@@ -380,6 +380,7 @@ def test_held_out_pictures_do_not_train(base, rows):
     own, _ = parse(["--model", str(base), "--data", str(rows), "--validation_data", str(rows)])
     data = open_training_data(own, seed=0)
     assert (len(data.learned), len(data.held_out)) == (30, 30)
+    assert "is learned from and validates" in capsys.readouterr().out
 
 
 def test_held_out_pictures_of_a_mixture_do_not_train(base, rows, tmp_path):

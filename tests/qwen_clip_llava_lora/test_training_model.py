@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from qwen_clip_llava_lora.training_model import (
     load_for_training,
     trained_map,
 )
+from qwen_clip_llava_lora.validation import validation_loss
 from shared.options import IGNORE_INDEX, UserError
 from shared.vision_families import open_family
 from tests.tiny_models import tiny_folder
@@ -196,6 +198,25 @@ def test_the_loss_is_transformers_own_and_the_head_sees_learned_positions_alone(
     # accumulated batches: the sum over all tokens of the step
     half = model(**batch, num_items_in_batch=2 * n_learned)["loss"]
     torch.testing.assert_close(half, own / 2)
+
+
+def test_the_validation_loss_is_a_learned_token_s_however_the_rows_are_batched(folders, tmp_path):
+    loaded, _ = load(folders["llava"], tmp_path)
+    model = training_model(loaded).eval()
+    rows = [
+        {"conversations": [{"from": "human", "value": "what ?"}, {"from": "gpt", "value": said}]}
+        for said in ("hi", "a blue circle in the corner", "red")
+    ]
+    collate = VlmCollator(loaded.family, tmp_path, max_length=2000)
+    total, n = 0.0, 0
+    for row in rows:
+        batch = {k: v for k, v in collate([row]).items() if torch.is_tensor(v)}
+        own = int((batch["labels"] != IGNORE_INDEX).sum())
+        total, n = total + own * loaded.model(**batch, use_cache=False).loss.item(), n + own
+    for size in (1, 2, 3):
+        training: Any = SimpleNamespace(per_device_eval_batch_size=size, device=model.model.device)
+        found = validation_loss(model, collate, rows, training)
+        assert found == pytest.approx(total / n, rel=1e-5)
 
 
 def test_a_batch_with_nothing_to_learn_is_an_error(folders, tmp_path):
