@@ -1,10 +1,12 @@
 """Toy faces with expressions, in the layout of AffectNet's manually annotated part.
 
 A face is a head with eyes, brows, a nose and a mouth whose drawing tells the expression; position,
-size, skin and hair vary. `Manually_Annotated_file_lists/training.csv` has a header and classes as
-uneven as the real ones (Mollahosseini et al. 2017, arXiv:1708.03985, table 3), with rows of the
-expressions 8 to 10 and rows with a width below 0; `validation.csv` has no header, as in some
-copies, and as many faces of each class. Used by `toy_sets.py`; writes into the folder it is given.
+size, skin and hair vary. As in cartoons most feelings also colour the head (TINTS): the toy CLIP,
+which has seen nothing but coloured shapes, tells these apart, but no smirk from a straight mouth.
+`Manually_Annotated_file_lists/training.csv` has a header and classes as uneven as the real ones
+(Mollahosseini et al. 2017, arXiv:1708.03985, table 3), with rows of the expressions 8 to 10 and
+rows with a width below 0; `validation.csv` has no header, as in some copies, and as many faces of
+each class. Used by `toy_sets.py`; writes into the folder it is given.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from PIL import Image, ImageDraw
 from shared.toy_world.build import SEED
 from shared.toy_world.pictures import jpeg_bytes, scene_and_jpeg
 from shared.toy_world.sets import Pictures
+from shared.toy_world.shapes import COLORS
 
 COLUMNS = (
     "subDirectory_filePath", "face_x", "face_y", "face_width", "face_height",
@@ -103,7 +106,7 @@ def face(rng: random.Random, expression: int) -> tuple[bytes, tuple[int, int, in
         thick = max(2, round(width * radius * SCALE))
         pen.line([place(*point) for point in points], fill=INK, width=thick, joint="curve")
 
-    hair, skin = rng.choice(HAIRS), rng.choice(SKINS)
+    hair, skin = rng.choice(HAIRS), TINTS.get(expression, rng.choice(SKINS))
     oval(0, -0.12, 0.92, 0.95, fill=hair)
     oval(0, 0.05, 0.8, 0.95, fill=skin)
     wide = expression in (3, 4)
@@ -136,6 +139,13 @@ def face(rng: random.Random, expression: int) -> tuple[bytes, tuple[int, int, in
     return jpeg_bytes(picture.resize((SIZE, SIZE), Image.Resampling.BOX)), box
 
 
+# Expression -> colour of the head; Neutral and Contempt have that of the skin.
+TINTS = {
+    number: COLORS[name]
+    for number, name in {
+        1: "yellow", 2: "blue", 3: "cyan", 4: "purple", 5: "green", 6: "red"
+    }.items()
+}  # fmt: skip
 # Expression -> how much lower the brows' outer and inner ends are than at rest.
 BROWS = {
     0: (0.0, 0.0), 1: (0.0, -0.02), 2: (0.08, -0.14), 3: (-0.16, -0.2),
