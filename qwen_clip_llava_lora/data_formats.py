@@ -72,11 +72,16 @@ def open_data(
     path: Path | str, image_root: Path | str | None = None, name: str | None = None
 ) -> Data:
     """The data at `path`, a file or a folder. `name` chooses among several sets in one folder: an
-    entry of dataset_info.json, a split (`validation`) of a prepared or saved folder.
+    entry of dataset_info.json, a split (`validation`) of a prepared or saved folder; on a command
+    line it stands behind the path, PATH:NAME.
 
     Raises UserError saying what was expected and what was found.
     """
     path = Path(path)
+    if name is None and not path.exists():
+        before, _, behind = str(path).rpartition(":")
+        if before and Path(before).exists():
+            path, name = Path(before), behind
     root = Path(image_root) if image_root is not None else None
     if path.is_dir():
         return _open_folder(path, root, name)

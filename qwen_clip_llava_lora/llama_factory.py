@@ -71,7 +71,9 @@ def open_entry(
     if name is None and len(entries) == 1:
         name = next(iter(entries))
     if name is None:
-        raise UserError(f"{info_file}: several data sets, name one of them: {known}")
+        raise UserError(
+            f"{info_file}: several data sets, give one as {info_file}:NAME; there are: {known}"
+        )
     if name not in entries:
         raise UserError(f"{info_file}: no data set {name!r}; there are: {known}")
     entry, where = entries[name], f"{info_file} data set {name!r}"

@@ -124,6 +124,7 @@ def plan_config(parts: Parts, tokenizer: Any, vision_feature_layer: int, multipl
     )
     config.text_config.vocab_size = rows
     config.architectures = ["LlavaForConditionalGeneration"]
+    config.image_aspect_ratio = "square"  # the way of the tower's image processor
     if not config.text_config.architectures:  # vLLM finds the language model by it
         causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(parts.text)]
         config.text_config.architectures = [causal.__name__]

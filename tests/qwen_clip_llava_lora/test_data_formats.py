@@ -510,7 +510,7 @@ def test_llama_factory_names(pictures: Path) -> None:
     entry = {"file_name": "own.json", "formatting": "sharegpt"}
     info = {"first": entry, "second": {"hf_hub_url": "someone/somewhere"}}
     path = write(pictures / "dataset_info.json", info)
-    assert "name one of them: first, second" in refusal(pictures)
+    assert "dataset_info.json:NAME; there are: first, second" in refusal(pictures)
     assert "no data set 'third'" in refusal(path, name="third")
     assert "hf_hub_url 'someone/somewhere'; download it" in refusal(path, name="second")
     assert len(open_data(path, name="first").rows) == 1
@@ -573,3 +573,21 @@ def test_a_mixture_names_bad_rows_by_their_own_file(tmp_path: Path) -> None:
     for weights in ([1], [1, 0], [1, -1], [1, float("nan")]):
         with pytest.raises(UserError, match="weights"):
             mix_data(sets, weights)
+
+
+def test_a_set_of_several_is_named_behind_the_path(tmp_path):
+    """PATH:NAME, as --data takes it; a path that holds a colon of its own is a path."""
+    rows = [{"instruction": "What?", "output": "one"}]
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    info = tmp_path / "dataset_info.json"
+    info.write_text(json.dumps({n: {"file_name": f"{n}.json"} for n in ("first", "second")}))
+    with pytest.raises(
+        UserError, match=r"several data sets, give one as .*:NAME; there are: first"
+    ):
+        open_data(info)
+    assert open_data(f"{info}:second").name == "second"
+    odd = tmp_path / "odd:name.json"
+    odd.write_text(json.dumps([{"id": "1", "conversations": [
+        {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}]))  # fmt: skip
+    assert len(open_data(odd).rows) == 1
