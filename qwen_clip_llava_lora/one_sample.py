@@ -122,7 +122,7 @@ def likelihood_text(record: Mapping[str, Any]) -> str:
     value, n = record.get("log_likelihood"), record.get("reference_tokens")
     if value is None:
         return f"none ({record.get('likelihood_error')})"
-    return f"{value:.4f} of the reference's {n} tokens, {value / n:.4f} a token"
+    return f"{value:.4f} of the row's own answer, {n} tokens, {value / n:.4f} a token"
 
 
 def text_of(value: Any) -> str:

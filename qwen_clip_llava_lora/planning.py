@@ -182,7 +182,8 @@ def map_lines(parts: dict[str, Component], options: TrainOptions) -> list[str]:
 
 def data_lines(options: TrainOptions, data: TrainingData | None) -> list[str]:
     if data is None:
-        return [f"data:       {', '.join(options.data or ())} is not on this machine"]
+        named = ", ".join(options.data or ())
+        return [f"data:       {f'{named} is not on this machine' if named else 'none is given'}"]
     kinds = [f"{d.name or portable_path(d.source)}: {len(d.rows):,} rows" for d in data.parts]
     formats = sorted({part.format for part in data.parts})
     return [

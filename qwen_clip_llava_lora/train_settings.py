@@ -202,7 +202,11 @@ class TrainOptions(ToyOptions):
         default=None, metadata={"help": "Qwen-VL: pictures of fewer pixels are enlarged"}
     )
     max_pixels: int | None = field(
-        default=None, metadata={"help": "Qwen-VL: pictures of more pixels are made smaller"}
+        default=None,
+        metadata={
+            "help": "Qwen-VL: pictures of more pixels are made smaller; 0 takes back a "
+            "preset's bound, for other families"
+        },
     )
     image_aspect_ratio: Literal["square", "pad"] | None = field(
         default=None,
@@ -242,12 +246,13 @@ class TrainOptions(ToyOptions):
         least = {
             "lora_rank": 1, "limit": 0, "validation_samples": 0, "max_length": 1,
             "validation_answers": 0, "validation_max_new_tokens": 1, "early_stopping": 0,
-            "contrastive_weight": 0, "batch_size": 1, "min_pixels": 1, "max_pixels": 1,
+            "contrastive_weight": 0, "batch_size": 1, "min_pixels": 0, "max_pixels": 0,
         }  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and not value >= bound:
                 raise UserError(f"--{name} {value}: at least {bound}")
+        self.min_pixels, self.max_pixels = self.min_pixels or None, self.max_pixels or None
         if not 0 < self.contrastive_temperature < float("inf"):
             raise UserError(f"--contrastive_temperature {self.contrastive_temperature}: above 0")
         if not 0 <= self.lora_dropout < 1:

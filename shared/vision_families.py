@@ -189,7 +189,10 @@ def open_family(
 def set_pixel_bounds(processor: Any, kind: str, low: int | None, high: int | None) -> None:
     """A picture's fewest and most pixels behind resizing; the processor's own where None."""
     if not kind.startswith("qwen"):
-        raise UserError(f"min_pixels and max_pixels are for Qwen-VL; {kind} has fixed sizes")
+        raise UserError(
+            f"min_pixels and max_pixels are for Qwen-VL; {kind} has fixed sizes (train.py: "
+            "--max_pixels 0 takes back a preset's)"
+        )
     low = processor.size["shortest_edge"] if low is None else low
     high = processor.size["longest_edge"] if high is None else high
     smallest = (processor.patch_size * processor.merge_size) ** 2  # one token's

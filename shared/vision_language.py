@@ -32,7 +32,7 @@ from shared.answering import Answer, ChoiceScore, text_problem
 from shared.conversations import IMAGE_TAG
 from shared.images import ImageHandling, squared
 from shared.loading import load_pretrained, model_folder, pick_device, pick_dtype
-from shared.options import UserError
+from shared.options import UserError, manifest_value
 from shared.vision_families import (
     Family,
     Layout,
@@ -77,19 +77,20 @@ def load_vision_language(
     `quantization` (none, int8, nf4) is of the language model; tower, projector and head stay in
     `dtype`. `adapter` is a folder of `shared.vision_families_adapters`, trained on this very model.
     `min_pixels` and `max_pixels` are a picture's bounds for Qwen-VL; where None, those that the
-    adapter was trained with, else the folder's. Raises UserError with the
-    cause, before weights are read where it can be known.
+    adapter, or the merged or fully trained folder, was trained with, else its processor's. Raises
+    UserError with the cause, before weights are read where it can be known.
     """
     import transformers
 
     folder = model_folder(model, revision)
     saved_beside = None
     if adapter is not None:
-        trained = adapter_manifest(Path(adapter))
-        min_pixels = trained.get("min_pixels") if min_pixels is None else min_pixels
-        max_pixels = trained.get("max_pixels") if max_pixels is None else max_pixels
+        adapter_manifest(Path(adapter))  # refuses what is none
         if (Path(adapter) / "processor_config.json").is_file():  # saved beside it in training
             saved_beside = Path(adapter)
+    trained = adapter or folder
+    min_pixels = manifest_value(trained, "min_pixels") if min_pixels is None else min_pixels
+    max_pixels = manifest_value(trained, "max_pixels") if max_pixels is None else max_pixels
     family = open_family(folder, saved_beside, min_pixels, max_pixels)
     chosen_device = pick_device(device)
     loaded = load_pretrained(

@@ -257,7 +257,7 @@ def test_index_prints_one_row_whole_for_base_and_tuned(options, tmp_path, tiny_l
     for side in ("base", "tuned"):
         for field in ("answer", "raw output", "finish reason", "confidence", "exact match"):
             assert f"{field} {side}" in lines
-        assert "of the reference's" in lines[f"log-likelihood {side}"]
+        assert "of the row's own answer" in lines[f"log-likelihood {side}"]
     assert lines["log-likelihood base"] != lines["log-likelihood tuned"]
     assert not (tmp_path / "run").exists()  # nothing is written
 

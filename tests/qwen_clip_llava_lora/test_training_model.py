@@ -173,6 +173,15 @@ def test_text_is_shortened_and_a_picture_never(folders, tmp_path):
     assert cut["skipped"][0].startswith(f"long: {n} tokens; cut to --max_length {first} it would")
 
 
+def test_a_true_end_token_that_doubles_as_padding_is_seen(folders, tmp_path):
+    family = open_family(folders["llava"])
+    family.pad_id = next(iter(family.end_ids))
+    batch = batch_of(family, tmp_path)
+    ends = (batch["labels"] == family.pad_id).nonzero().tolist()
+    assert [row for row, _ in ends] == [0, 1, 2]
+    assert all(batch["attention_mask"][row, place] == 1 for row, place in ends)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_is_transformers_own_and_the_head_sees_learned_positions_alone(
     folders, tmp_path, kind
