@@ -95,7 +95,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     root = Path(data.source.image_root)
     refuse_bad_samples(*check_samples(data.learned, iter(sampler), root, n=CHECKED_AHEAD))
     if training.process_index == 0:
-        start_run(folder, training_config(options, training))
+        start_run(folder, training_config(options, training, data))
     if (folder / "metrics.json").is_file():  # written last
         print(f"{portable_path(folder)} is trained to its end; give another --output_dir")
         return

@@ -12,6 +12,8 @@ from shared.options import UserError, portable_path, read_json, resolved_config,
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+    from qwen_clip_llava_lora.training_data import TrainingData
+
 
 def refuse_unproven_sharding(training: TrainingArguments) -> None:
     """Raises UserError for DeepSpeed ZeRO-3, which would save empty weights: each process holds a
@@ -44,14 +46,16 @@ def run_name(options: TrainOptions, training: TrainingArguments) -> str:
     return "_".join(part for part in parts if part)
 
 
-def training_config(options: TrainOptions, training: TrainingArguments) -> dict[str, Any]:
+def training_config(
+    options: TrainOptions, training: TrainingArguments, data: TrainingData
+) -> dict[str, Any]:
     """config.json: our options, the training flags that decide what comes out, what was read."""
     from qwen_clip_llava_lora.results import find_projector
     from qwen_clip_llava_lora.training_model import compute_dtype
     from shared.loading import fingerprint, model_folder
     from shared.training_flags import recorded_flags
 
-    given = [*(options.data or ()), *([options.validation_data] * bool(options.validation_data))]
+    sources = [part.source for part in (*data.parts, data.validation)]
     projector = None if options.projector is None else find_projector(options.projector)
     return resolved_config(
         options,
@@ -60,7 +64,7 @@ def training_config(options: TrainOptions, training: TrainingArguments) -> dict[
         training=recorded_flags(training),
         model_fingerprint=fingerprint(model_folder(options.model or "", options.revision)),
         projector_hash=None if projector is None else file_hash(projector),
-        data_hashes=[file_hash(path) for path in map(Path, given) if path.is_file()],
+        data_hashes=[file_hash(path) for path in sources if path.is_file()],
     )
 
 

@@ -19,6 +19,7 @@ from qwen_clip_llava_lora import train_settings, training_model, validation
 from qwen_clip_llava_lora.train import main, parse
 from qwen_clip_llava_lora.train_settings import PRESET_NAMES, TOY, TrainOptions, preset_of
 from qwen_clip_llava_lora.training_data import open_training_data
+from qwen_clip_llava_lora.training_run import training_config
 from qwen_clip_llava_lora.validation import EarlyStopping, score
 from shared.options import MissingError, UserError
 from shared.training import VlmTrainer, read_curve
@@ -381,6 +382,23 @@ def test_held_out_pictures_do_not_train(base, rows, capsys):
     data = open_training_data(own, seed=0)
     assert (len(data.learned), len(data.held_out)) == (30, 30)
     assert "is learned from and validates" in capsys.readouterr().out
+
+
+def test_other_rows_in_the_same_folder_are_another_run(base, rows, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    said = [json.loads(line) for line in rows.read_text().splitlines()]
+    options, training = parse(
+        ["--model", str(base), "--data", str(folder), "--device", "cpu",
+         "--image_root", str(rows.parent), "--validation_samples", "4"]
+    )  # fmt: skip
+    hashes = []
+    for own in (said, said[:-1]):
+        (folder / "chat.json").write_text(json.dumps(own))
+        config = training_config(options, training, open_training_data(options, 0))
+        hashes.append(config["data_hashes"])
+    assert len(hashes[0]) == 2  # what trains, and what the held-out rows are of
+    assert hashes[0] != hashes[1]
 
 
 def test_held_out_pictures_of_a_mixture_do_not_train(base, rows, tmp_path):
