@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Strategy = Literal["ddp", "zero2", "zero2_offload", "zero3", "zero3_offload"]
-STRATEGIES: tuple[Strategy, ...] = ("ddp", "zero2", "zero2_offload", "zero3", "zero3_offload")
 # DeepSpeed's defaults, in numbers of elements (https://www.deepspeed.ai/docs/config-json/)
 REDUCE_BUCKET, LIVE_PARAMETERS = 500_000_000, 1_000_000_000
 HALF = 2  # bytes of bfloat16 and float16
