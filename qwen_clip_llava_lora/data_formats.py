@@ -130,7 +130,7 @@ def _split_folder(folder: Path, name: str | None) -> Path:
 def _open_file(path: Path, root: Path | None, name: str | None) -> Data:
     if path.name == llama_factory.FILE_NAME:
         rows, name, kind_of_file = llama_factory.open_entry(path, name, root)
-        return Data(rows, rows.image_root, None, (), name, kind_of_file, path)
+        return Data(rows, rows.image_root, None, (), name, kind_of_file, rows.path)
     if path.suffix.lower() in (".csv", ".tsv"):
         table = Table(path, root or path.parent)
         kind_of_file = f"table, {table.encoding}"

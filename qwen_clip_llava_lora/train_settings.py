@@ -193,8 +193,10 @@ class TrainOptions(ToyOptions):
         default=None, metadata={"help": "held-out rows of their own; none = --validation_samples"}
     )
     validation_samples: int = field(
-        default=200, metadata={"help": "rows held out by picture, 0 = none"}
-    )
+        default=200,
+        metadata={"help": "rows held out by picture, 0 = none; of --validation_data at most so "
+                  "many, 0 = all"},
+    )  # fmt: skip
     max_length: int = field(
         default=2048, metadata={"help": "tokens of a sample; text is shortened, pictures never"}
     )

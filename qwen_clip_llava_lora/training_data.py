@@ -11,6 +11,7 @@ Shapes: B rows, T tokens.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,11 @@ def open_training_data(options: TrainOptions, seed: int) -> TrainingData:
                 f"note: {options.validation_data} is learned from and validates; without "
                 "--validation_data a part is held out by picture"
             )
-        held_out = Rows(validation.rows, range(len(validation.rows)))
+        places: Sequence[int] = range(len(validation.rows))
+        if 0 < options.validation_samples < len(places):
+            places = sorted(random.Random(seed).sample(places, options.validation_samples))
+            print(f"{len(places)} of {len(validation.rows)} rows of --validation_data validate")
+        held_out = Rows(validation.rows, places)
     return TrainingData(learned, held_out, source, validation, parts)
 
 

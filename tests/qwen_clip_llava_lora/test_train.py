@@ -381,6 +381,8 @@ def test_held_out_pictures_do_not_train(base, rows, capsys):
     own, _ = parse(["--model", str(base), "--data", str(rows), "--validation_data", str(rows)])
     data = open_training_data(own, seed=0)
     assert (len(data.learned), len(data.held_out)) == (30, 30)
+    own.validation_samples = 7
+    assert len(open_training_data(own, seed=0).held_out) == 7
     assert "is learned from and validates" in capsys.readouterr().out
 
 
