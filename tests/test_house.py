@@ -57,7 +57,6 @@ WITHOUT_TORCH = (
     "llava_repro.evaluate",
     "llava_repro.compare",
     "shared.coco",
-    "shared.caption_score",
     "llava_openset.splitting",
     "llava_openset.samples",
     "llava_openset.make_known_from_coco",
@@ -70,6 +69,15 @@ WITHOUT_TORCH = (
     "qwen_clip_llava_lora.merge_settings",
     "qwen_clip_llava_lora.merge_model",
     "qwen_clip_llava_lora.merge_adapter",
+    "qwen_clip_llava_lora.data_formats",
+    "qwen_clip_llava_lora.prepare_data",
+    "qwen_clip_llava_lora.train",
+    "qwen_clip_llava_lora.evaluate",
+    "qwen_clip_llava_lora.comparing",
+    "qwen_clip_llava_lora.compare",
+    "qwen_clip_llava_lora.demo",
+    "qwen_clip_llava_lora.describe_images",
+    "qwen_clip_llava_lora.compare_prompts",
 )
 
 
