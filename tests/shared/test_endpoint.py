@@ -196,9 +196,8 @@ def test_a_rerun_sends_only_what_has_no_answer(server, tmp_path):
     server.behave = lambda text, attempt: "ok"
     sent = len(server.bodies)
     found = ask(endpoint, requests(4), path)
-    assert [body["messages"][-1]["content"] for body in server.bodies[sent:]] == [
-        "question 1", "question 3",
-    ]  # fmt: skip
+    again = [body["messages"][-1]["content"] for body in server.bodies[sent:]]
+    assert sorted(again) == ["question 1", "question 3"]  # at once: in either order
     assert [bool(found[f"q{i}"].get("cached")) for i in range(4)] == [True, False, True, False]
     assert all(record["status"] == "ok" for record in found.values())
     # another model or other parameters are other requests
