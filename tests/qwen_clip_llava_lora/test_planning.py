@@ -178,7 +178,7 @@ def test_what_fits_no_card_says_over_how_many_gpus_it_would(tmp_path, capsys):
     assert "80 GB: does not fit" in said
     two, four, eight = (
         int(part.split(": ")[1])
-        for part in said.split("GiB on each GPU, ")[1].split(" (")[0].split(", ")
+        for part in said.split("would take, GiB on each GPU, ")[1].split(" (")[0].split(", ")
     )
     assert two > four > eight
     assert "which train.py refuses so far" in said
