@@ -17,14 +17,13 @@ something differs.
 
 from __future__ import annotations
 
-import datetime
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from blip2_qlora.scoring import PUBLISHED_UNDER, score_run
+from blip2_qlora.scoring import score_run
 from blip2_qlora.settings import RUNS, prepare_toy
 from blip2_qlora.verifying import verify_all
 from shared.caption_runs import are_caption_runs, score_again
@@ -37,7 +36,9 @@ from shared.options import (
     portable_path,
     write_json,
 )
+from shared.run_comparison import page_settings
 from shared.runs import Run, read_run
+from shared.vqa_score import PUBLISHED_UNDER
 
 if TYPE_CHECKING:
     from shared.report import Report
@@ -112,13 +113,11 @@ def main(options: CompareOptions) -> None:
     from shared.report import write_report
 
     make = of_captions if captions else of_answers
-    settings: dict[str, Any] = {
-        "reasons": reasons,
-        "find_picture": lambda record: find_picture(record, base, options.images_root),
-        "language": options.language,
-        "made_by": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-    }
+    settings = page_settings(
+        reasons,
+        lambda record: find_picture(record, base, options.images_root),
+        options.language,
+    )
     page = portable_path(folder / "report.html")
     comparison, report, said = make(base, tuned, page, options.seed, settings)
     write_json(folder / "comparison.json", comparison | {"not_comparable": reasons})

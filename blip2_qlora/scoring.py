@@ -19,15 +19,10 @@ from shared.estimates import by_group, estimate
 from shared.options import UserError, read_json, write_json
 from shared.runs import Run
 from shared.verification import verify
-from shared.vqa_score import normalise_answer, vqa_accuracies
+from shared.vqa_score import PUBLISHED_UNDER, normalise_answer, vqa_accuracies
 from shared.vqav2 import N_ANNOTATORS, Question, annotations_file
 
 HEADLINE = "official-2021"
-PUBLISHED_UNDER = {
-    "official-2021": "GT-Vision-Lab/VQA since March 2021 (the headline here)",
-    "official-2016": "LAVIS, BLIP, BLIP-2 and everything forked from VQA before March 2021",
-    "always-normalise": "lmms-eval since August 2025, LLaVA's converter",
-}
 
 Record = Mapping[str, Any]
 

@@ -13,13 +13,6 @@ from shared.options import OUTPUTS, UserError, portable_path, read_json
 RUNS = OUTPUTS / "llava_openset"
 
 
-def runs_first(argv: Sequence[str], flag: str = "--runs") -> list[str]:
-    """`RUN RUN --x` is `--runs RUN RUN --x`; a leading .yaml of options stays what it is."""
-    argv = list(argv)
-    given = bool(argv) and not argv[0].startswith("-")
-    return [flag, *argv] if given and Path(argv[0]).suffix not in (".yaml", ".yml") else argv
-
-
 def finished_runs() -> str:
     """For a message: one folder a line."""
     found = sorted(portable_path(file.parent) for file in RUNS.glob("*/metrics.json"))

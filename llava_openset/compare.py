@@ -14,14 +14,21 @@ gallery's pictures. Writes report.html, charts/*.png and comparison.json.
 
 from __future__ import annotations
 
-import datetime
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from llava_openset.chosen_runs import RUNS, chosen_folders, runs_first
-from shared.options import UserError, guarded, parse_options, portable_path, write_json
+from llava_openset.chosen_runs import RUNS, chosen_folders
+from shared.options import (
+    UserError,
+    guarded,
+    parse_options,
+    portable_path,
+    this_command,
+    write_json,
+)
+from shared.run_comparison import page_date, runs_first
 
 
 @dataclass
@@ -74,8 +81,8 @@ def main(options: CompareOptions) -> None:
         comparison,
         runs,
         language=options.language,
-        made_by=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        date=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        made_by=this_command(),
+        date=page_date(),
     )
     write_json(folder / "comparison.json", comparison)
     write_charts(folder / "charts", drawn)

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from llava_openset.chosen_runs import finished_runs, runs_first
+from llava_openset.chosen_runs import finished_runs
 from shared.options import UserError, guarded, parse_options, portable_path
+from shared.run_comparison import runs_first
 
 
 @dataclass

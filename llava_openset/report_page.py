@@ -9,9 +9,7 @@ the run's folder. No torch.
 
 from __future__ import annotations
 
-import datetime
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +22,10 @@ from llava_openset.report_charts import run_charts
 from llava_openset.report_texts import TEXTS
 from llava_openset.run_reading import OpenSetRun, read_run, split_rules
 from shared import charts
-from shared.options import UserError
+from shared.options import UserError, this_command
 from shared.report import Chart, Language, Report, Section, Tile, csv_table
 from shared.report import write_report as write_page
+from shared.run_comparison import page_date
 
 Words = Mapping[str, str]
 CHARTS = "charts"
@@ -77,7 +76,6 @@ def make_report(
         Section("what-ran", words["what_ran"], parts.what_ran(run, words)),
     ]
     command = run.environment.get("command") or run.name
-    made = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
     return Report(
         title=words["title"],
         subtitle=subtitle(run, words),
@@ -90,8 +88,7 @@ def make_report(
         banner=banner([run], words),
         footer=[
             words["method"],
-            words["made_by"].format(command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-                                    date=made, run=command),
+            words["made_by"].format(command=this_command(), date=page_date(), run=command),
         ],
     )  # fmt: skip
 

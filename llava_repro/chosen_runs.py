@@ -23,13 +23,6 @@ NEWLINE = "\n  "
 ANSWERED_BY = ("model_fingerprint", "adapter_fingerprint", "answers_hash")
 
 
-def runs_first(argv: Sequence[str]) -> list[str]:
-    """`RUN RUN --flag` is `--runs RUN RUN --flag`; a leading .yaml of options stays what it is."""
-    argv = list(argv)
-    given = bool(argv) and not argv[0].startswith("-")
-    return ["--runs", *argv] if given and Path(argv[0]).suffix not in (".yaml", ".yml") else argv
-
-
 def chosen_folders(runs: Sequence[str] | None, toy: bool) -> list[Path]:
     """The given folders, or with --toy the newest comparable two. Raises UserError for others."""
     if not runs and toy:

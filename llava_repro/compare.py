@@ -18,22 +18,16 @@ something differs.
 
 from __future__ import annotations
 
-import datetime
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from llava_repro.chosen_runs import chosen_folders, find_picture, runs_first, task_of
-from llava_repro.evaluation_scoring import PUBLISHED_UNDER, scorer, verify_run
+from llava_repro.chosen_runs import chosen_folders, find_picture, task_of
+from llava_repro.evaluation_scoring import scorer, verify_run
 from llava_repro.settings import RUNS
 from shared.caption_runs import are_caption_runs
-from shared.comparison import compare, pair_up
 from shared.comparison_many import (
-    common_questions,
-    compare_all,
-    questions_of,
     reasons_against_all,
     short_names,
 )
@@ -44,8 +38,10 @@ from shared.options import (
     portable_path,
     write_json,
 )
-from shared.report import Report, write_report
-from shared.runs import Run, read_run
+from shared.report import write_report
+from shared.run_comparison import compared, page_settings, runs_first
+from shared.runs import read_run
+from shared.vqa_score import PUBLISHED_UNDER
 
 MOST_DIFFERENCES = 20  # printed by --verify
 
@@ -101,80 +97,24 @@ def main(options: CompareOptions) -> None:
 
     # Compare and report
     folder = Path(options.output_dir or RUNS / f"compare_{'_'.join(names)}"[:200])
-    make = two_runs if len(runs) == 2 else several_runs
+    page = portable_path(folder / "report.html")
+    settings = page_settings(reasons, lambda record: find_picture(record, runs), options.language)
     if are_caption_runs(runs):
-        make = runs_of_captions
-    comparison, report, said = make(options, runs, names, reasons, folder)
+        from shared.caption_report import captions_compared
+
+        comparison, report, said = captions_compared(
+            runs, names, page, seed=options.seed, model="LLaVA", **settings
+        )
+    else:
+        from llava_repro.compare_texts import texts_for
+
+        comparison, report, said = compared(
+            runs, names, page, texts=texts_for(names), protocols=PUBLISHED_UNDER,
+            seed=options.seed, settings=settings,
+        )  # fmt: skip
     write_json(folder / "comparison.json", comparison | {"not_comparable": reasons})
     write_report(folder / "report.html", report)
     print(said)
-
-
-def two_runs(
-    options: CompareOptions,
-    runs: Sequence[Run],
-    names: Sequence[str],
-    reasons: Sequence[str],
-    folder: Path,
-) -> tuple[dict[str, Any], Report, str]:
-    """Figures, page and summary of two runs."""
-    from llava_repro.compare_texts import texts_for
-    from shared.comparison_report import make_report, summary
-
-    base, tuned = runs
-    texts = texts_for(names)
-    comparison = compare(base, tuned, protocols=PUBLISHED_UNDER, seed=options.seed)
-    pairs = pair_up(base, tuned)
-    report = make_report(comparison, base, tuned, pairs, texts=texts,
-                         **page_settings(options, runs, reasons))  # fmt: skip
-    path = portable_path(folder / "report.html")
-    return comparison, report, summary(comparison, reasons, path, texts[options.language])
-
-
-def several_runs(
-    options: CompareOptions,
-    runs: Sequence[Run],
-    names: Sequence[str],
-    reasons: Sequence[str],
-    folder: Path,
-) -> tuple[dict[str, Any], Report, str]:
-    """The same of three runs and more."""
-    from llava_repro.compare_texts import TEXTS
-    from shared.comparison_many_report import make_report_of_all, summary_of_all
-
-    comparison = compare_all(runs, names=names, seed=options.seed)
-    asked = questions_of(common_questions(runs))
-    report = make_report_of_all(comparison, runs, asked, texts=TEXTS,
-                                **page_settings(options, runs, reasons))  # fmt: skip
-    path = portable_path(folder / "report.html")
-    return comparison, report, summary_of_all(comparison, reasons, path, TEXTS[options.language])
-
-
-def runs_of_captions(
-    options: CompareOptions,
-    runs: Sequence[Run],
-    names: Sequence[str],
-    reasons: Sequence[str],
-    folder: Path,
-) -> tuple[dict[str, Any], Report, str]:
-    """The same of any number of runs of --task caption."""
-    from shared.caption_report import captions_compared
-
-    page = portable_path(folder / "report.html")
-    return captions_compared(runs, names, page, seed=options.seed, model="LLaVA",
-                             **page_settings(options, runs, reasons))  # fmt: skip
-
-
-def page_settings(
-    options: CompareOptions, runs: Sequence[Run], reasons: Sequence[str]
-) -> dict[str, Any]:
-    return {
-        "reasons": reasons,
-        "find_picture": lambda record: find_picture(record, runs),
-        "language": options.language,
-        "made_by": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-    }
 
 
 def print_verification(folder: Path) -> None:

@@ -27,11 +27,6 @@ from shared.options import MissingError, UserError, manifest_value, write_json
 from shared.runs import Run
 from shared.verification import verify
 
-PUBLISHED_UNDER = {
-    "official-2021": "GT-Vision-Lab/VQA since March 2021 (the headline here)",
-    "official-2016": "LAVIS, BLIP, BLIP-2 and everything forked from VQA before March 2021",
-    "always-normalise": "lmms-eval since August 2025",
-}
 LLAVA_ANSWERS, VLMEVALKIT_ANSWERS = "answers.jsonl", "vlmevalkit.tsv"
 TRAIN_SPLITS = {"vqav2": "train2014", "gqa": "train_balanced", "textvqa": "train",
                 "scienceqa": "train"}  # fmt: skip

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from shared.options import UserError, guarded, parse_options, portable_path, read_json
+from shared.options import UserError, guarded, parse_options, portable_path, read_json, this_command
 from shared.report import (
     CopyBox,
     Report,
@@ -131,7 +131,7 @@ def make_overview(
     synthetic = any(any(c["synthetic"].values()) for c in comparisons.values())
     return Report(
         title=words["title"].format(**both),
-        subtitle=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        subtitle=this_command(),
         verdict=words["verdict"].format(better=better, worse=worse, n=len(rows)),
         tiles=(),
         sections=[

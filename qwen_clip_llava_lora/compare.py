@@ -15,22 +15,16 @@ the pictures of the gallery. Writes report.html and comparison.json.
 
 from __future__ import annotations
 
-import datetime
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from qwen_clip_llava_lora.comparing import metric_rows, metric_rows_of_all, plain_reasons, scorer
 from qwen_clip_llava_lora.report_texts import texts_for
-from qwen_clip_llava_lora.scoring import PUBLISHED_UNDER
 from qwen_clip_llava_lora.settings import RUNS
-from shared.comparison import compare, pair_up
 from shared.comparison_many import (
     common_questions,
-    compare_all,
-    questions_of,
     reasons_against_all,
     short_names,
 )
@@ -43,8 +37,10 @@ from shared.options import (
     portable_path,
     write_json,
 )
-from shared.report import Report, write_report
-from shared.runs import Run, read_run
+from shared.report import write_report
+from shared.run_comparison import compared, page_settings, runs_first
+from shared.runs import read_run
+from shared.vqa_score import PUBLISHED_UNDER
 
 TOY_RUNS = [RUNS / "toy_pipeline" / name for name in ("merged", "align", "projector", "course")]
 
@@ -95,12 +91,16 @@ def main(options: CompareOptions) -> None:
 
     # Compare
     from qwen_clip_llava_lora.compare_page import likelihood_lines, with_contrast
+    from qwen_clip_llava_lora.evaluation_report import picture_finder
     from shared.charts import chart_language
 
     texts = texts_for(names, runs[0].metrics["metric"])
     words, labels = texts[options.language], texts[chart_language(options.language)]
-    make = two_runs if len(runs) == 2 else several_runs
-    comparison, report, said = make(options, runs, names, reasons, folder, texts)
+    comparison, report, said = compared(
+        runs, names, portable_path(folder / "report.html"), texts=texts, protocols=PUBLISHED_UNDER,
+        seed=options.seed,
+        settings=page_settings(reasons, picture_finder(runs), options.language),
+    )  # fmt: skip
     both = common_questions(runs)
     rows = metric_rows(*both, options.seed) if len(runs) == 2 else metric_rows_of_all(
         both, options.seed
@@ -128,65 +128,6 @@ def chosen_folders(options: CompareOptions) -> list[Path]:
     finished = sorted(portable_path(path.parent) for path in RUNS.glob("**/scored.jsonl"))
     there = "\n  ".join(finished) or "none yet: evaluate.py --toy makes one"
     raise UserError(f"give two runs or more: compare.py RUN RUN. Finished ones here:\n  {there}")
-
-
-def two_runs(
-    options: CompareOptions,
-    runs: Sequence[Run],
-    names: Sequence[str],
-    reasons: Sequence[str],
-    folder: Path,
-    texts: Mapping[str, Mapping[str, str]],
-) -> tuple[dict[str, Any], Report, str]:
-    """Figures, page and summary of two runs by their headline."""
-    from shared.comparison_report import make_report, summary
-
-    base, tuned = runs
-    comparison = compare(base, tuned, protocols=PUBLISHED_UNDER, seed=options.seed)
-    report = make_report(comparison, base, tuned, pair_up(base, tuned), texts=texts,
-                         **page_settings(options, runs, reasons))  # fmt: skip
-    path = portable_path(folder / "report.html")
-    return comparison, report, summary(comparison, reasons, path, texts[options.language])
-
-
-def several_runs(
-    options: CompareOptions,
-    runs: Sequence[Run],
-    names: Sequence[str],
-    reasons: Sequence[str],
-    folder: Path,
-    texts: Mapping[str, Mapping[str, str]],
-) -> tuple[dict[str, Any], Report, str]:
-    """The same of three runs and more."""
-    from shared.comparison_many_report import make_report_of_all, summary_of_all
-
-    comparison = compare_all(runs, names=names, seed=options.seed)
-    asked = questions_of(common_questions(runs))
-    report = make_report_of_all(comparison, runs, asked, texts=texts,
-                                **page_settings(options, runs, reasons))  # fmt: skip
-    path = portable_path(folder / "report.html")
-    return comparison, report, summary_of_all(comparison, reasons, path, texts[options.language])
-
-
-def page_settings(
-    options: CompareOptions, runs: Sequence[Run], reasons: Sequence[str]
-) -> dict[str, Any]:
-    from qwen_clip_llava_lora.evaluation_report import picture_finder
-
-    return {
-        "reasons": reasons,
-        "find_picture": picture_finder(runs),
-        "language": options.language,
-        "made_by": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-    }
-
-
-def runs_first(argv: Sequence[str]) -> list[str]:
-    """`RUN RUN --flag` is `--runs RUN RUN --flag`; a leading .yaml of options stays what it is."""
-    argv = list(argv)
-    given = bool(argv) and not argv[0].startswith("-")
-    return ["--runs", *argv] if given and Path(argv[0]).suffix not in (".yaml", ".yml") else argv
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ that `data_formats.py` reads) and some pictures. Writes prompts.html and prompts
 
 from __future__ import annotations
 
-import datetime
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,8 +30,10 @@ from shared.options import (
     parse_options,
     portable_path,
     read_json,
+    this_command,
     write_json,
 )
+from shared.run_comparison import page_date
 
 
 @dataclass
@@ -92,8 +93,8 @@ def main(options: ComparePromptsOptions) -> None:
     report = make_page(
         comparison, config, metrics, records, references or {},
         language=options.language, n_pictures=options.pictures, seed=options.seed,
-        made_by=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        date=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        made_by=this_command(),
+        date=page_date(),
     )  # fmt: skip
     write_report(folder / "prompts.html", report)
     print(summary(comparison, metrics, options.language))

@@ -28,18 +28,13 @@ from qwen_clip_llava_lora.answer_scores import (
 from shared.caption_score import score_captions
 from shared.estimates import by_group, estimate
 from shared.significance import N_RESAMPLES, cluster_bootstrap
-from shared.vqa_score import vqa_accuracies
+from shared.vqa_score import PUBLISHED_UNDER, vqa_accuracies
 from shared.vqav2 import N_ANNOTATORS
 
 if TYPE_CHECKING:
     import numpy as np
 
 VQA = "official-2021"
-PUBLISHED_UNDER = {
-    "official-2021": "GT-Vision-Lab/VQA since March 2021 (the headline here)",
-    "official-2016": "LAVIS, BLIP-2 and everything forked from VQA before March 2021",
-    "always-normalise": "lmms-eval since August 2025, LLaVA's converter",
-}
 HEADLINES = {
     "label": "accuracy of the matched class",
     "vqa": f"VQA accuracy ({VQA})",

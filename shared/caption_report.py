@@ -15,7 +15,7 @@ from shared import charts
 from shared import comparison_sections as parts
 from shared.caption_comparison import compare_all_captions, rescored
 from shared.caption_runs import HEADLINES, NAMES, named, with_interval
-from shared.comparison import scored_data
+from shared.comparison_many_report import banner
 from shared.comparison_report import synthetic_notice
 from shared.comparison_sections import FindPicture, Words
 from shared.comparison_texts import TEXTS as SHARED
@@ -158,7 +158,7 @@ def make_caption_report(
         language=language,
         synthetic=synthetic_notice(comparison, words),
         banner_title=words["banner_title"],
-        banner=banner(comparison, runs, reasons, words),
+        banner=banner(comparison, runs, reasons, words, comparison["n_pictures"]),
         footer=[words["made_by"].format(command=made_by, date=date)],
     )  # fmt: skip
 
@@ -236,21 +236,6 @@ def tiles(comparison: Comparison, words: Words) -> list[Tile]:
             shown.append(Tile(f"{NAMES[name]}, {words['difference']}", f"{row['difference']:+.3f}",
                               f"{difference(row)}, p {p_value(row['p_holm'])}", tone))  # fmt: skip
     return shown
-
-
-def banner(
-    comparison: Comparison, runs: Sequence[Run], reasons: Sequence[str], words: Words
-) -> list[str]:
-    lines = list(reasons)
-    if reasons:
-        lines.append(words["banner_forced_many"].format(n=comparison["n_pictures"]))
-    for run, learned in zip(runs, comparison["trained_on_scored"], strict=True):
-        if learned:
-            data = parts.data_words(*scored_data(run), words)
-            lines.append(words["trained_on_scored"].format(run=run.name, data=data))
-        if run.config.get("pictures") == "shuffled":
-            lines.append(f"{run.name}: {words['shuffled']}")
-    return lines
 
 
 def results(comparison: Comparison, words: Words, labels: Words) -> list[Block]:

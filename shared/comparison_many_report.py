@@ -92,7 +92,7 @@ def make_report_of_all(
         language=language,
         synthetic=synthetic_notice(comparison, words),
         banner_title=words["banner_title"],
-        banner=banner(comparison, runs, reasons, words),
+        banner=banner(comparison, runs, reasons, words, comparison["n_questions"]),
         footer=footer,
     )
 
@@ -183,11 +183,13 @@ def tiles(comparison: Comparison, words: Words) -> list[Tile]:
 
 
 def banner(
-    comparison: Comparison, runs: Sequence[Run], reasons: Sequence[str], words: Words
+    comparison: Comparison, runs: Sequence[Run], reasons: Sequence[str], words: Words, n: int
 ) -> list[str]:
+    """Why the runs do not compare though they are, `n` samples of them; what was trained on what
+    scores it; whose pictures were shuffled."""
     lines = list(reasons)
     if reasons:
-        lines.append(words["banner_forced_many"].format(n=comparison["n_questions"]))
+        lines.append(words["banner_forced_many"].format(n=n))
     for run, learned in zip(runs, comparison["trained_on_scored"], strict=True):
         if learned:
             data = parts.data_words(*scored_data(run), words)

@@ -410,6 +410,11 @@ def check_output_folder(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
 
+def this_command() -> str:
+    """The running script and its arguments, as runs and pages record them."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def environment(command: str | None = None) -> dict[str, Any]:
     """Versions, git commit, machine: what somebody needs to run the same again."""
     packages = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "numpy", "pillow")
@@ -420,7 +425,7 @@ def environment(command: str | None = None) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     return {
-        "command": command or " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command or this_command(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),

@@ -38,6 +38,12 @@ PROTOCOLS: dict[Protocol, str] = {
     "validation figures; ovqa",
     "always-normalise": "lmms-eval since August 2025 (its pull request 794); LLaVA's converter",
 }
+# Who publishes under them, as metrics.json and the reports say it
+PUBLISHED_UNDER: dict[str, str] = {
+    "official-2021": "GT-Vision-Lab/VQA since March 2021 (the headline here)",
+    "official-2016": "LAVIS, BLIP, BLIP-2 and everything forked from VQA before March 2021",
+    "always-normalise": "lmms-eval since August 2025, LLaVA's converter",
+}
 
 _ANSWER = itemgetter("answer")
 

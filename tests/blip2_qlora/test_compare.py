@@ -18,7 +18,7 @@ from blip2_qlora import compare as compare_module
 from blip2_qlora.compare import CompareOptions, main
 from blip2_qlora.compare_texts import TEXTS
 from blip2_qlora.predictions import read_predictions
-from blip2_qlora.scoring import PUBLISHED_UNDER, official_results, score_run, write_scores
+from blip2_qlora.scoring import official_results, score_run, write_scores
 from blip2_qlora.verifying import from_data
 from shared import charts
 from shared import comparison as comparison_module
@@ -26,6 +26,7 @@ from shared.comparison import adapter_manifest, compare, pair_up, strata
 from shared.options import REPO_ROOT, UserError, read_json, write_json
 from shared.runs import read_run
 from shared.significance import holm
+from shared.vqa_score import PUBLISHED_UNDER
 
 SCRIPT = "<script>alert(1)</script>"
 # id, picture, answer type, question type, references, base answer, tuned answer (None = error)

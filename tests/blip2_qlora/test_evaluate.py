@@ -16,12 +16,12 @@ import pytest
 
 from blip2_qlora import blip2
 from blip2_qlora.evaluate import main
-from blip2_qlora.scoring import PUBLISHED_UNDER, score_run
+from blip2_qlora.scoring import score_run
 from blip2_qlora.settings import EvaluateOptions, data_hash
 from shared.options import REPO_ROOT, MissingError, UserError, parse_options, write_json
 from shared.runs import find_zero_shot
 from shared.summaries import change_against_base
-from shared.vqa_score import score_vqa, validate_results
+from shared.vqa_score import PUBLISHED_UNDER, score_vqa, validate_results
 
 SCRIPT = REPO_ROOT / "blip2_qlora" / "evaluate.py"
 TINY_ROWS = REPO_ROOT / "blip2_qlora" / "data" / "tiny.jsonl"

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from llava_openset import chosen_runs
-from llava_openset.chosen_runs import chosen_folders, runs_first
+from llava_openset.chosen_runs import chosen_folders
 from llava_openset.compare import CompareOptions, main
 from llava_openset.compare_page import make_page
 from llava_openset.compare_texts import OWN, TEXTS
@@ -26,6 +26,7 @@ from llava_openset.report_sections import ranked, rate
 from llava_openset.run_reading import columns, read_run
 from shared import charts
 from shared.options import REPO_ROOT, UserError, read_json
+from shared.run_comparison import runs_first
 
 SCRIPT = REPO_ROOT / "llava_openset" / "compare.py"
 ScoredRun = Callable[..., Path]

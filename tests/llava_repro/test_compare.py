@@ -16,14 +16,15 @@ import pytest
 from PIL import Image
 
 from llava_repro import chosen_runs
-from llava_repro.chosen_runs import runs_first, toy_commands
+from llava_repro.chosen_runs import toy_commands
 from llava_repro.compare import CompareOptions, main
 from llava_repro.compare_texts import TEXTS, texts_for
 from llava_repro.evaluate import main as evaluate_main
-from llava_repro.evaluation_scoring import PUBLISHED_UNDER
 from llava_repro.evaluation_settings import EvaluateOptions
 from shared import charts
 from shared.options import REPO_ROOT, UserError, parse_options, read_json, write_json
+from shared.run_comparison import runs_first
+from shared.vqa_score import PUBLISHED_UNDER
 
 SCRIPT = REPO_ROOT / "llava_repro" / "compare.py"
 N_PICTURES = 12

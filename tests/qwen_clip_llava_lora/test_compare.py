@@ -15,12 +15,13 @@ from PIL import Image
 
 from qwen_clip_llava_lora import compare
 from qwen_clip_llava_lora.answer_scores import language_of
-from qwen_clip_llava_lora.compare import CompareOptions, chosen_folders, main, runs_first
+from qwen_clip_llava_lora.compare import CompareOptions, chosen_folders, main
 from qwen_clip_llava_lora.comparing import metric_rows, metric_rows_of_all
 from qwen_clip_llava_lora.report_texts import OWN, texts_for
 from qwen_clip_llava_lora.scoring import metrics_of, score_records
 from shared import charts
 from shared.options import REPO_ROOT, MissingError, UserError, read_json, write_json
+from shared.run_comparison import runs_first
 from shared.runs import read_run
 from shared.significance import holm
 
