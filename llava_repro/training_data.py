@@ -16,10 +16,10 @@ import torch
 
 from llava_repro.settings import TrainOptions
 from llava_repro.templates import TEMPLATES
-from shared.conversation_data import Row, Rows, choose_rows, row_name
-from shared.conversations import Template, encode, fit, open_conversations, row_images
+from shared.conversation_data import Row, Rows, choose_rows, learnable, right_padded, row_name
+from shared.conversations import Template, encode, open_conversations, row_images
 from shared.images import open_image, pad_to_square
-from shared.options import IGNORE_INDEX, UserError
+from shared.options import UserError
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -100,7 +100,7 @@ class ConversationCollator:
         if not samples:
             nothing = torch.empty((0, 0), dtype=torch.long)
             return {"labels": nothing, "sample_ids": [], "skipped": skipped}
-        batch = self.pad(samples)
+        batch = right_padded(samples, self.tokenizer.pad_token_id)
         if pictures:
             batch["pixel_values"] = self.pixels(pictures)
         return {**batch, "sample_ids": sample_ids, "skipped": skipped, "shortened": shortened}
@@ -119,31 +119,8 @@ class ConversationCollator:
                 f"{row_name(row)}: {n_pictures} pictures, but {n_tokens // self.n_image_tokens} "
                 "<image> in its text"
             )
-        # the first token has none before it that could predict it
-        if all(label == IGNORE_INDEX for label in sample["labels"][1:]):
-            raise UserError(f"{row_name(row)}: no answer to learn in it")
-        fitting = fit(sample, self.max_length, self.image_token_id)
-        if fitting is None:
-            raise UserError(
-                f"{row_name(row)}: {len(sample['input_ids'])} tokens; cut to --max_length "
-                f"{self.max_length} it would lose a picture's or all of its answers"
-            )
+        fitting = learnable(sample, row_name(row), self.max_length, self.image_token_id)
         return fitting, fitting is not sample
-
-    def pad(self, samples: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        """Right padding; the mask comes from lengths, so that a true end token that doubles as
-        padding keeps its place."""
-        longest = max(len(sample["input_ids"]) for sample in samples)
-        shape = (len(samples), longest)
-        input_ids = torch.full(shape, self.tokenizer.pad_token_id)
-        labels = torch.full(shape, IGNORE_INDEX)
-        attention_mask = torch.zeros(shape, dtype=torch.long)
-        for i, sample in enumerate(samples):
-            n = len(sample["input_ids"])
-            input_ids[i, :n] = torch.tensor(sample["input_ids"])
-            labels[i, :n] = torch.tensor(sample["labels"])
-            attention_mask[i, :n] = 1
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
     def pixels(self, pictures: Sequence[Any]) -> torch.Tensor:
         if self.pads:

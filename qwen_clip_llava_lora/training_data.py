@@ -22,10 +22,10 @@ import torch
 from qwen_clip_llava_lora.data_formats import Data, mix_data, open_data
 from qwen_clip_llava_lora.encoding import batch_inputs, check_counts, encode_row, picture_inputs
 from qwen_clip_llava_lora.train_settings import TrainOptions
-from shared.conversation_data import Row, Rows, choose_rows, row_name
-from shared.conversations import fit, row_images
+from shared.conversation_data import Row, Rows, choose_rows, learnable, right_padded, row_name
+from shared.conversations import row_images
 from shared.images import open_image
-from shared.options import IGNORE_INDEX, UserError, manifest_value, read_json
+from shared.options import UserError, manifest_value, read_json
 
 if TYPE_CHECKING:
     from shared.vision_families import Family
@@ -100,7 +100,7 @@ class VlmCollator:
         if not samples:
             nothing = torch.empty((0, 0), dtype=torch.long)
             return {"labels": nothing, "sample_ids": [], "skipped": skipped}
-        batch = self.pad(samples)
+        batch = right_padded(samples, self.family.pad_id)
         batch |= batch_inputs(self.family, batch["input_ids"])
         shown = picture_inputs(self.family, pictures)
         check_counts(self.family, batch["input_ids"], shown)
@@ -116,31 +116,8 @@ class VlmCollator:
             raise UserError(row["problem"])
         pictures = [open_image(path) for path in row_images(row, self.image_root)]
         sample = encode_row(self.family, row, [picture.size for picture in pictures])
-        # the first token has none before it that could predict it
-        if all(label == IGNORE_INDEX for label in sample["labels"][1:]):
-            raise UserError(f"{row_name(row)}: no answer to learn in it")
-        fitting = fit(sample, self.max_length, self.family.image_token_id)
-        if fitting is None:
-            raise UserError(
-                f"{row_name(row)}: {len(sample['input_ids'])} tokens; cut to --max_length "
-                f"{self.max_length} it would lose a picture's or all of its answers"
-            )
+        fitting = learnable(sample, row_name(row), self.max_length, self.family.image_token_id)
         return fitting, pictures
-
-    def pad(self, samples: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        """Right padding; the mask comes from lengths, so that a true end token that doubles as
-        padding keeps its place."""
-        longest = max(len(sample["input_ids"]) for sample in samples)
-        shape = (len(samples), longest)
-        input_ids = torch.full(shape, self.family.pad_id)
-        labels = torch.full(shape, IGNORE_INDEX)
-        attention_mask = torch.zeros(shape, dtype=torch.long)
-        for i, sample in enumerate(samples):
-            n = len(sample["input_ids"])
-            input_ids[i, :n] = torch.tensor(sample["input_ids"])
-            labels[i, :n] = torch.tensor(sample["labels"])
-            attention_mask[i, :n] = 1
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
 def data_is_synthetic(data: TrainingData) -> bool:

@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import Sampler
 
 from shared.conversation_files import JsonLines
-from shared.conversations import row_images
+from shared.conversations import fit, row_images
 from shared.images import header_size
 from shared.options import IGNORE_INDEX, UserError
 
@@ -293,6 +293,41 @@ def refuse_bad_samples(checked: int, problems: Sequence[str]) -> None:
 
 
 # Labels, shown
+
+
+def learnable(
+    sample: dict[str, list[int]], name: str, max_length: int, image_token_id: int
+) -> dict[str, list[int]]:
+    """A sample of at most `max_length` tokens, its text cut at the end, else as it is.
+
+    Raises UserError with the row's name when it has no learned token, or cutting would take a
+    picture's tokens or every answer.
+    """
+    # the first token has none before it that could predict it
+    if all(label == IGNORE_INDEX for label in sample["labels"][1:]):
+        raise UserError(f"{name}: no answer to learn in it")
+    fitting = fit(sample, max_length, image_token_id)
+    if fitting is None:
+        raise UserError(
+            f"{name}: {len(sample['input_ids'])} tokens; cut to --max_length {max_length} it would "
+            "lose a picture's or all of its answers"
+        )
+    return fitting
+
+
+def right_padded(samples: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
+    """input_ids, attention_mask and labels (B, longest). The mask comes from lengths, so that a
+    true end token that doubles as padding keeps its place."""
+    shape = (len(samples), max(len(sample["input_ids"]) for sample in samples))
+    input_ids = torch.full(shape, pad_id)
+    labels = torch.full(shape, IGNORE_INDEX)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    for i, sample in enumerate(samples):
+        n = len(sample["input_ids"])
+        input_ids[i, :n] = torch.tensor(sample["input_ids"])
+        labels[i, :n] = torch.tensor(sample["labels"])
+        attention_mask[i, :n] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
 def show_labels(
