@@ -34,6 +34,7 @@ ROLES = {
     "human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system",
 }  # fmt: skip
 NUMBERED_TAG = re.compile(r"<image_\d+>")
+LARGE_FILE = 50_000_000  # bytes; of a smaller array nobody minds the memory
 BLOCK = 1 << 22  # bytes scanned for line ends at a time
 
 
@@ -262,6 +263,8 @@ class _JsonArray(Conversations):
             raise UserError(f"{path}: not valid JSON (line {error.lineno}): {error.msg}") from error
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read: {error}") from error
+        if path.stat().st_size < LARGE_FILE:
+            return
         print(
             f"{path}: a JSON array of {len(self.rows)} rows, loaded whole; as JSON lines it would "
             "be read row by row",

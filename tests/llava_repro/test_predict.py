@@ -326,6 +326,7 @@ def test_standard_output_is_json_lines_alone(
         return loaded
 
     monkeypatch.setattr(answering, "load_llava", load_with_a_note)
+    monkeypatch.setattr("shared.conversation_files.LARGE_FILE", 1)
     file = folder / "rows.json"
     file.write_text(json.dumps([conversation("<image>\nWhat?", "a.png")] * 2))
     flags = ["--model", str(tiny_llava_folder("clip", "qwen2")), "--max_new_tokens", "2"]

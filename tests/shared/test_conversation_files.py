@@ -255,7 +255,7 @@ def write_lines(path: Path, rows: list[Any]) -> Path:
 
 
 def test_three_formats_give_the_same_rows(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
     import pyarrow as pa
@@ -264,6 +264,9 @@ def test_three_formats_give_the_same_rows(
     lines = open_conversations(write_lines(tmp_path / "a.jsonl", rows))
     assert capsys.readouterr() == ("", "")
     (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
+    open_conversations(tmp_path / "a.json")
+    assert capsys.readouterr() == ("", "")  # so small a file may be loaded whole
+    monkeypatch.setattr("shared.conversation_files.LARGE_FILE", 1)
     array = open_conversations(tmp_path / "a.json")
     said = capsys.readouterr()
     assert f"a JSON array of {len(rows)} rows, loaded whole" in said.err
