@@ -230,3 +230,76 @@ def tiny_adapter(
         "train_type": "lora" if lora else "projector", "synthetic": True,
     } | manifest)  # fmt: skip
     return folder
+
+
+def tiny_blip(kind: str, folder: Path, seed: int = 0) -> Path:
+    """BLIP of kind caption, vqa or matching: 32 pixels are 17 image tokens, words of two layers.
+
+    The vocabulary is BERT's in small: letters as word pieces, [DEC] and [ENC] last.
+    """
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    words = [
+        *["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+        *"abcdefghijklmnopqrstuvwxyz0123456789?'-,",
+    ]
+    words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789"]
+    words += [
+        "a",
+        "picture",
+        "of",
+        "the",
+        "red",
+        "blue",
+        "star",
+        "square",
+        "two",
+        "is",
+        "there",
+        "what",
+        "color",
+        "##s",
+    ]
+    ids = {word: number for number, word in enumerate(dict.fromkeys([*words, "[DEC]", "[ENC]"]))}
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(t, ids[t]) for t in ("[CLS]", "[SEP]")]
+    )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]",
+        sep_token="[SEP]", mask_token="[MASK]", model_max_length=64,
+        extra_special_tokens=["[DEC]", "[ENC]"],
+    )  # fmt: skip
+    text = {
+        "vocab_size": len(ids), "hidden_size": 48, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
+        "bos_token_id": ids["[DEC]"], "eos_token_id": ids["[SEP]"], "sep_token_id": ids["[SEP]"],
+        "pad_token_id": ids["[PAD]"],
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "image_size": 32, "patch_size": 8, "initializer_range": 0.2,
+    }  # fmt: skip
+    config = transformers.BlipConfig(
+        text_config=text, vision_config=vision, image_text_hidden_size=16, projection_dim=16
+    )
+    torch.manual_seed(seed)
+    name = {
+        "caption": "BlipForConditionalGeneration",
+        "vqa": "BlipForQuestionAnswering",
+        "matching": "BlipForImageTextRetrieval",
+    }[kind]
+    model = getattr(transformers, name)(config).eval()
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            weight.data.normal_(std=0.2)
+    model.save_pretrained(folder)
+    transformers.BlipProcessor(
+        transformers.BlipImageProcessorPil(size={"height": 32, "width": 32}), fast
+    ).save_pretrained(folder)
+    return folder

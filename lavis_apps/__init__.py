@@ -1,0 +1,1 @@
+"""LAVIS' seven tasks on today's stack: one app, an index of own pictures, training."""

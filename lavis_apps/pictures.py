@@ -1,0 +1,51 @@
+"""Which pictures a command is asked about, and pictures that must lie inside a folder.
+
+Used by predict.py, search and the app. Reads folders; writes nothing.
+
+    python -m pytest tests/lavis_apps/test_pictures.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.images import ImageError, list_images, open_image
+from shared.options import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def chosen_pictures(given: Path) -> list[Path]:
+    """The picture itself, or those of a folder and its subfolders, by name.
+
+    Raises UserError when nothing is there, or no picture in the folder.
+    """
+    if given.is_dir():
+        return list_images(given)
+    if not given.exists():
+        raise UserError(f"{given}: no such file or folder")
+    return [given]
+
+
+def opened(paths: Iterable[Path]) -> Iterator[tuple[Path, Image | ImageError]]:
+    """Each path with its RGB picture, or with the error that says why there is none."""
+    for path in paths:
+        try:
+            yield path, open_image(path)
+        except ImageError as error:
+            yield path, error
+
+
+def within(root: Path, name: str) -> Path:
+    """The file `name` (relative) in `root`, with links followed. Raises UserError for a name that
+    leads out of the folder: absolute, by "..", or by a link."""
+    resolved_root = root.resolve()
+    if "\0" in name:
+        raise UserError(f"{name!r}: no file name")
+    path = (resolved_root / name).resolve()
+    if not path.is_relative_to(resolved_root) or path == resolved_root:
+        raise UserError(f"{name}: not inside {root}")
+    return path
