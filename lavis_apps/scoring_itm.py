@@ -1,0 +1,203 @@
+"""AUROC of matching scores and the pointing game of maps, with intervals over pictures.
+
+AUROC: the chance that a picture's own caption scores above another picture's, ties half (the
+Mann-Whitney form). Pointing game (Zhang et al. 2016, arXiv 1608.00507): a map hits when its highest
+place lies in a box of what was asked for; a map that points anywhere hits with the boxes' share of
+the area, so the ratio of both is what looking at the picture is worth. Intervals are percentile
+bootstraps over pictures. No torch.
+
+    python -m pytest tests/lavis_apps/test_scoring.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from shared.estimates import by_group, estimate
+from shared.significance import FEW_CLUSTERS, N_RESAMPLES
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PIECE = 2**22  # numbers of resampled weights held at a time
+MATCH, NO_MATCH = "match", "no match"
+
+Record = Mapping[str, Any]
+
+
+def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
+    """0..1; None where one of both kinds is missing."""
+    found = weighted_auroc(scores, positive)
+    return None if found is None else float(found(_ones(len(scores)))[0])
+
+
+def weighted_auroc(
+    scores: Sequence[float], positive: Sequence[bool]
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Weights (R, n) of the rows -> AUROC of each resample (R,), nan where a kind drew none."""
+    import numpy as np
+
+    kinds = np.asarray(positive, dtype=bool)
+    if kinds.all() or not kinds.any():
+        return None
+    order = np.argsort(np.asarray(scores), kind="stable")
+    kinds = kinds[order]
+    ordered_scores = np.asarray(scores)[order]
+    starts = np.flatnonzero(np.r_[True, ordered_scores[1:] != ordered_scores[:-1]])
+
+    def of(weights: np.ndarray) -> np.ndarray:
+        ordered = weights[:, order]
+        right = np.add.reduceat(ordered * kinds, starts, axis=1)  # (R, groups of equal scores)
+        wrong = np.add.reduceat(ordered * ~kinds, starts, axis=1)
+        below = np.cumsum(wrong, axis=1) - wrong
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (right * (below + 0.5 * wrong)).sum(1) / (right.sum(1) * wrong.sum(1))
+
+    return of
+
+
+def bootstrap_rows(
+    figure: Callable[[np.ndarray], np.ndarray],
+    clusters: Sequence[Any],
+    *,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+) -> tuple[float | None, float | None, str | None]:
+    """95 % percentile limits of `figure` (weights of the rows (R, n) -> (R,)) when whole clusters
+    are drawn, and a note. Resamples without a figure are left out."""
+    import numpy as np
+
+    codes = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)[1]
+    number = int(codes.max()) + 1
+    if number < 2:
+        return None, None, "one picture: no interval"
+    rng = np.random.default_rng(seed)
+    values, left = [], n_resamples
+    while left:
+        rows = min(left, max(1, PIECE // len(codes)))
+        draws = rng.multinomial(number, np.full(number, 1 / number), size=rows)  # (R, C)
+        values.append(figure(draws[:, codes].astype(float)))
+        left -= rows
+    found = np.concatenate(values)
+    found = found[np.isfinite(found)]
+    note = f"only {number} pictures: the interval is too narrow" if number < FEW_CLUSTERS else None
+    if not len(found) or found.max() - found.min() <= 1e-12:
+        return None, None, note or "every resample has the same figure: no interval"
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high), note
+
+
+def auroc_estimate(
+    scores: Sequence[float], positive: Sequence[bool], pictures: Sequence[Any], seed: int = 0
+) -> dict[str, Any]:
+    """In percent with n and interval, null with a reason where one of both kinds is missing."""
+    of = weighted_auroc(scores, positive)
+    if of is None:
+        return {"value": None, "n": len(scores), "reason": "pairs of both kinds are needed"}
+
+    def in_percent(weights: np.ndarray) -> np.ndarray:
+        return 100 * of(weights)
+
+    value = float(in_percent(_ones(len(scores)))[0])
+    low, high, note = bootstrap_rows(in_percent, pictures, seed=seed)
+    return _figure(value, low, high, len(scores), pictures, note, digits=2)
+
+
+def score_matching(
+    records: Sequence[Record], seed: int = 0
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows (`score`: rightly told whether they match, at ITM 0.5) and figures.
+
+    The headline is the AUROC of the ITM probability, beside it that of the ITC cosine. An error has
+    no place in the order of the scores: a true pair with an error counts as the lowest, a false
+    one as the highest.
+    """
+    rows = []
+    for record in records:
+        ok, truth = record["status"] == "ok", record["references"][0]
+        rows.append({
+            "sample_id": record["sample_id"], "image_id": record["image_id"],
+            "question_type": record["question_type"], "answer_type": record["answer_type"],
+            "score": float(ok and record["answer"] == truth),
+            "positive": truth == MATCH,
+            "itm": record["itm"] if ok else None, "itc": record["itc"] if ok else None,
+        })  # fmt: skip
+    figures = {}
+    for key in ("itm", "itc"):
+        worst = {True: float("-inf"), False: float("inf")}
+        scores = [worst[r["positive"]] if r[key] is None else r[key] for r in rows]
+        kinds = [r["positive"] for r in rows]
+        figures[key] = auroc_estimate(scores, kinds, [r["image_id"] for r in rows], seed)
+    right = [row["score"] for row in rows]
+    pictures = [row["image_id"] for row in rows]
+    return rows, {
+        "metric": "AUROC of the ITM probability, own caption against another picture's",
+        "accuracy": figures["itm"],
+        "auroc": figures,
+        "accuracy_at_half": estimate(right, pictures, "no pair"),
+        "per_answer_type": by_group(rows, lambda row: row["answer_type"]),
+    }
+
+
+def score_localization(
+    records: Sequence[Record], seed: int = 0
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows (`score` 1 for a hit) and figures of the pointing game; an error is a miss."""
+    rows = [
+        {
+            "sample_id": r["sample_id"], "image_id": r["image_id"],
+            "question_type": r["question_type"], "answer_type": r["answer_type"],
+            "score": float(r["status"] == "ok" and r["answer"] == "hit"),
+            "share": r["share"],
+        }
+        for r in records
+    ]  # fmt: skip
+    hits, pictures = [row["score"] for row in rows], [row["image_id"] for row in rows]
+    nothing = "no category in a picture"
+    return rows, {
+        "metric": "pointing game",
+        "accuracy": estimate(hits, pictures, nothing),
+        "boxes_share": estimate([row["share"] for row in rows], pictures, nothing),
+        "ratio": ratio_estimate(hits, [row["share"] for row in rows], pictures, seed),
+        "per_answer_type": by_group(rows, lambda row: row["answer_type"]),
+    }
+
+
+def ratio_estimate(
+    hits: Sequence[float], shares: Sequence[float], pictures: Sequence[Any], seed: int = 0
+) -> dict[str, Any]:
+    """Hits over what pointing anywhere would hit, 1 = no better; bootstrap over pictures."""
+    import numpy as np
+
+    if not sum(shares):
+        return {"value": None, "n": len(hits), "reason": "no boxes"}
+    top, bottom = np.asarray(hits, dtype=float), np.asarray(shares, dtype=float)
+
+    def of(weights: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (weights @ top) / (weights @ bottom)
+
+    low, high, note = bootstrap_rows(of, pictures, seed=seed)
+    value = float(of(_ones(len(hits)))[0])
+    return _figure(value, low, high, len(hits), pictures, note, digits=3)
+
+
+def _figure(
+    value: float, low: float | None, high: float | None, n: int, pictures: Sequence[Any],
+    note: str | None, *, digits: int,
+) -> dict[str, Any]:  # fmt: skip
+    """As `estimate` has it; a percentile interval of few pictures may leave out its own figure."""
+    return {
+        "value": round(value, digits),
+        "low": None if low is None else round(min(low, value), digits),
+        "high": None if high is None else round(max(high, value), digits),
+        "n": n,
+        "n_pictures": len(set(pictures)),
+    } | ({"note": note} if note else {})
+
+
+def _ones(n: int) -> np.ndarray:
+    import numpy as np
+
+    return np.ones((1, n))
