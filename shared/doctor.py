@@ -11,7 +11,8 @@ something is missing that the experiment cannot do without: the packages; for th
 committed checkpoints; for the real one the model that predict.py and evaluate.py take by default
 and, of VQAv2's validation split, the questions, annotations and the default sample's pictures; for
 llava_openset COCO 2017's instances and val pictures; for qwen_clip_llava_lora the two models that
-the course experiment merges. blip2_qlora also needs 4-bit layers that work.
+the course experiment merges; for lavis_apps the captioner, the other BLIPs and CLIP being loaded
+by their tasks alone. blip2_qlora also needs 4-bit layers that work.
 The rest is a warning: what train.py reads (the training split; for llava_repro the parts and data
 of its small English presets; CC3M for the course), COCO's train pictures, the other benchmarks,
 METEOR 1.5 and SPICE (Java and jars), a GPU that torch does not see. Writes nothing.
@@ -76,9 +77,20 @@ CAPTIONS = frozenset({"meteor", "spice"})  # of evaluate.py --task caption: the 
 BLIP2, LLAVA = "Salesforce/blip2-opt-2.7b", "llava-hf/llava-1.5-7b-hf"
 ENGLISH_PARTS = frozenset({"meta-llama/Llama-3.2-1B-Instruct", "google/siglip-so400m-patch14-384"})
 COURSE_PARTS = frozenset({"Qwen/Qwen1.5-4B-Chat", "openai/clip-vit-large-patch14-336"})
+BLIP_CAPTION = "Salesforce/blip-image-captioning-base"
+BLIP_OTHERS = {  # each loaded by its tasks alone
+    "Salesforce/blip-vqa-base": ("for --task vqa", "--task vqa 使用"),
+    "Salesforce/blip-itm-base-coco": (
+        "for matching, classification, features, localization and search",
+        "图文匹配、分类、特征、定位与搜索使用",
+    ),
+    "openai/clip-vit-base-patch32": ("for CLIP in place of BLIP", "以 CLIP 代替 BLIP 时使用"),
+}
 LLAVA_DATA = frozenset({"pope", "gqa", "textvqa", "scienceqa", "llava_pretrain", "llava_mix665k"})
 # 3.745e9 weights, 2.5e9 of them in linear layers of the language model
 BLIP2_MEMORY = ModelMemory("BLIP-2 OPT-2.7B", float32=15e9, bfloat16=7.5e9, nf4=4e9)
+# 2.47e8 weights as its file has them
+BLIP_MEMORY = ModelMemory("BLIP base", float32=0.99e9, bfloat16=0.5e9, nf4=0.5e9)
 # 7.06e9 weights, 6.48e9 of them in linear layers of the language model's blocks
 LLAVA_MEMORY = ModelMemory("LLaVA-1.5-7B", float32=28.3e9, bfloat16=14.1e9, nf4=4.5e9)
 # 4.26e9 weights, 3.17e9 of them in linear layers of the language model's blocks
@@ -108,6 +120,14 @@ NEEDS = {
         PAGES | CAPTIONS | {"bitsandbytes", "cc3m_595k"},
         memory=COURSE_MEMORY,
     ),
+    ("lavis_apps", True): Needs(
+        BASE | {"toy_models"}, PAGES | CAPTIONS, ("blip_caption", "blip_vqa", "blip_itm", "clip")
+    ),
+    ("lavis_apps", False): Needs(
+        BASE | {BLIP_CAPTION},
+        PAGES | CAPTIONS | set(BLIP_OTHERS) | {"vqav2_val", "vqav2_train", "coco2014"},
+        memory=BLIP_MEMORY,
+    ),
     ("llava_openset", True): Needs(BASE | {"toy_models"}, PAGES | {"bitsandbytes"}, ("llava",)),
     ("llava_openset", False): Needs(
         BASE | {"coco2017_val", LLAVA},
@@ -122,6 +142,7 @@ PURPOSES = {
     "meteor": ("without it captions get nltk's METEOR, another metric", "否则使用 nltk 的 METEOR"),
     "spice": ("for shared.caption_score --spice", "shared.caption_score --spice 使用"),
     **dict.fromkeys(COURSE_PARTS, ("merged by merge_model.py", "由 merge_model.py 合并")),
+    **BLIP_OTHERS,
     "cc3m_595k": ("what the course experiment trains on", "课程实验的训练数据"),
     **dict.fromkeys([*ENGLISH_PARTS, "llava_pretrain", "llava_mix665k"], TO_TRAIN),
 }

@@ -413,6 +413,23 @@ def test_what_the_open_set_experiment_cannot_do_without(monkeypatch, missing, to
     assert exit_status("--for", "llava_openset") == real
 
 
+@pytest.mark.parametrize(
+    ("missing", "toy", "real"),
+    [
+        ([], 0, 0),
+        (["packages"], 1, 1),
+        (["toy_models"], 1, 0),
+        (["Salesforce/blip-image-captioning-base"], 0, 1),
+        (["Salesforce/blip-vqa-base", "Salesforce/blip-itm-base-coco"], 0, 0),
+        (["vqav2_val", "coco2014", "bitsandbytes"], 0, 0),
+    ],
+)
+def test_what_the_lavis_apps_cannot_do_without(monkeypatch, missing, toy, real):
+    examined(monkeypatch, *missing)
+    assert exit_status("--for", "lavis_apps", "--toy") == toy
+    assert exit_status("--for", "lavis_apps") == real
+
+
 def test_coco_2017_is_asked_for_by_split(tmp_path, monkeypatch):
     """Instances and val pictures are enough for the default split; those of train are another."""
     monkeypatch.setattr(doctor, "DATA_ROOT", tmp_path)
