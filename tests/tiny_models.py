@@ -282,7 +282,8 @@ def tiny_blip(kind: str, folder: Path, seed: int = 0) -> Path:
         "pad_token_id": ids["[PAD]"],
     }  # fmt: skip
     vision = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        # the answer decoder attends to the question's states by layers made for the tower's width
+        "hidden_size": 48 if kind == "vqa" else 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 2, "image_size": 32, "patch_size": 8, "initializer_range": 0.2,
     }  # fmt: skip
     config = transformers.BlipConfig(
