@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.images import ImageError, list_images, open_image
+from shared.images import ImageError, list_images, open_image, to_rgb
 from shared.options import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,11 @@ def opened(paths: Iterable[Path]) -> Iterator[tuple[Path, Image | ImageError]]:
             yield path, open_image(path)
         except ImageError as error:
             yield path, error
+
+
+def as_rgb(picture: Image | Path | str) -> Image:
+    """A picture of any mode, or of a file, as RGB. Raises ImageError for an unusable file."""
+    return open_image(picture) if isinstance(picture, str | Path) else to_rgb(picture)
 
 
 def within(root: Path, name: str) -> Path:
