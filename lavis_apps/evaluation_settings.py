@@ -8,6 +8,7 @@ train.py validates with the same `Asking`, so that its figure is the one that ev
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from shared.options import UserError
@@ -41,12 +42,20 @@ class Asking:
         metadata={"help": "retrieval: the first so many by ITC are ranked again by ITM + ITC "
                   "(BLIP: 256 on COCO, 128 on Flickr30k); 0: by ITC alone"},
     )  # fmt: skip
-    scoring: Literal["itc", "itm", "clip"] = field(
-        default="itc", metadata={"help": "classification: BLIP's cosine, its matching head; CLIP"}
+    scoring: Literal["cosine", "itm"] = field(
+        default="cosine",
+        metadata={"help": "classification: cosine of picture and class, or BLIP's matching head"},
     )
     templates: str | None = field(
         default=None,
         metadata={"help": "classification: file of sentences with {} for the class, a line each"},
+    )
+    sentence: str = field(
+        default="a {}", metadata={"help": "localization: what is looked for, {} is the category"}
+    )
+    block: int | None = field(
+        default=None,
+        metadata={"help": "localization: cross-attention block from 0 (default: LAVIS' 7th of 12)"},
     )
 
     def __post_init__(self) -> None:
@@ -58,3 +67,18 @@ class Asking:
             raise UserError(f"--min_length {self.min_length}: more than --max_length")
         if self.inference == "rank" and self.candidates is None:
             raise UserError("--inference rank needs --candidates FILE, an answer a line")
+        if "{}" not in self.sentence:
+            raise UserError(f"--sentence {self.sentence!r}: no {{}} where the category stands")
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a file that hold something. Raises UserError where it cannot be read or has
+    none."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise UserError(f"{path}: no line with a word in it")
+    return found

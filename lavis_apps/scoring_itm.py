@@ -1,9 +1,7 @@
-"""AUROC of matching scores and the pointing game of maps, with intervals over pictures.
+"""AUROC of matching scores, and the pointing game's figures, with intervals over pictures.
 
 AUROC: the chance that a picture's own caption scores above another picture's, ties half (the
-Mann-Whitney form). Pointing game (Zhang et al. 2016, arXiv 1608.00507): a map hits when its highest
-place lies in a box of what was asked for; a map that points anywhere hits with the boxes' share of
-the area, so the ratio of both is what looking at the picture is worth. Intervals are percentile
+Mann-Whitney form). The pointing game's rule stands in pointing.py. Intervals are percentile
 bootstraps over pictures. No torch.
 
     python -m pytest tests/lavis_apps/test_scoring.py
@@ -14,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lavis_apps.pointing import ratio_interval
 from shared.estimates import by_group, estimate
 from shared.significance import FEW_CLUSTERS, N_RESAMPLES
 
@@ -148,38 +147,35 @@ def score_localization(
         {
             "sample_id": r["sample_id"], "image_id": r["image_id"],
             "question_type": r["question_type"], "answer_type": r["answer_type"],
-            "score": float(r["status"] == "ok" and r["answer"] == "hit"),
-            "share": r["share"],
+            "score": r["hit"] if r["status"] == "ok" else 0.0,
+            "chance": r["chance"], "energy": r.get("energy"),
         }
         for r in records
     ]  # fmt: skip
-    hits, pictures = [row["score"] for row in rows], [row["image_id"] for row in rows]
+    hits, shares = [row["score"] for row in rows], [row["chance"] for row in rows]
+    pictures = [row["image_id"] for row in rows]
+    known = [row for row in rows if row["energy"] is not None]
     nothing = "no category in a picture"
     return rows, {
         "metric": "pointing game",
         "accuracy": estimate(hits, pictures, nothing),
-        "boxes_share": estimate([row["share"] for row in rows], pictures, nothing),
-        "ratio": ratio_estimate(hits, [row["share"] for row in rows], pictures, seed),
+        "boxes_share": estimate(shares, pictures, nothing),
+        "ratio": _ratio(hits, shares, pictures, seed),
+        "energy": estimate(
+            [row["energy"] for row in known], [row["image_id"] for row in known], "no map"
+        ),
         "per_answer_type": by_group(rows, lambda row: row["answer_type"]),
     }
 
 
-def ratio_estimate(
-    hits: Sequence[float], shares: Sequence[float], pictures: Sequence[Any], seed: int = 0
+def _ratio(
+    hits: Sequence[float], shares: Sequence[float], pictures: Sequence[Any], seed: int
 ) -> dict[str, Any]:
-    """Hits over what pointing anywhere would hit, 1 = no better; bootstrap over pictures."""
-    import numpy as np
-
-    if not sum(shares):
-        return {"value": None, "n": len(hits), "reason": "no boxes"}
-    top, bottom = np.asarray(hits, dtype=float), np.asarray(shares, dtype=float)
-
-    def of(weights: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return (weights @ top) / (weights @ bottom)
-
-    low, high, note = bootstrap_rows(of, pictures, seed=seed)
-    value = float(of(_ones(len(hits)))[0])
+    """Hits over the boxes' share of the area, 1 = no better than pointing anywhere."""
+    if not hits:
+        return {"value": None, "n": 0, "reason": "no category in a picture"}
+    low, high, note = ratio_interval(hits, shares, pictures, seed=seed)
+    value = sum(hits) / sum(shares)
     return _figure(value, low, high, len(hits), pictures, note, digits=3)
 
 

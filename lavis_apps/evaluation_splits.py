@@ -1,0 +1,142 @@
+"""What the weights were trained on, and whether that is what scores them.
+
+Published weights by a small table with its sources; own ones by the manifest.json that train.py
+leaves beside them, and by that of the model that they began from. No torch.
+
+    python -m pytest tests/lavis_apps/test_evaluate.py
+
+Reads manifest.json and adapter_config.json; writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.comparison import learned_from
+from shared.options import manifest_value, read_json
+
+BLIP_CONFIGS = "https://github.com/salesforce/BLIP/tree/main/configs"
+# Karpathy's training part is train2014 and 30,504 of the 40,504 pictures of val2014.
+KARPATHY_TRAIN = ("train2014", "val2014")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Splits that published weights were fine-tuned on: `coco` of COCO's pictures with captions,
+    `vqa` of VQAv2's questions (about the same pictures)."""
+
+    said: str
+    source: str
+    coco: tuple[str, ...] = ()
+    vqa: tuple[str, ...] = ()
+
+
+CAPTIONS = Training(
+    "COCO captions, Karpathy's training part (train2014 and most of val2014)",
+    f"{BLIP_CONFIGS}/caption_coco.yaml", coco=KARPATHY_TRAIN,
+)  # fmt: skip
+RETRIEVAL = Training(
+    "COCO captions, Karpathy's training part (train2014 and most of val2014)",
+    f"{BLIP_CONFIGS}/retrieval_coco.yaml", coco=KARPATHY_TRAIN,
+)  # fmt: skip
+FLICKR = Training("Flickr30k, training part", f"{BLIP_CONFIGS}/retrieval_flickr.yaml")
+VQA = Training(
+    "VQAv2 train2014 and val2014, and Visual Genome's questions",
+    f"{BLIP_CONFIGS}/vqa.yaml; https://github.com/salesforce/LAVIS/issues/488",
+    vqa=("train2014", "val2014"),
+)
+CLIP = Training(
+    "400 million pairs from the web (WIT), which are not published",
+    "https://arxiv.org/abs/2103.00020, section 2.2",
+)
+PUBLISHED: dict[str, Training] = {
+    "Salesforce/blip-image-captioning-base": CAPTIONS,
+    "Salesforce/blip-image-captioning-large": CAPTIONS,
+    "Salesforce/blip-itm-base-coco": RETRIEVAL,
+    "Salesforce/blip-itm-large-coco": RETRIEVAL,
+    "Salesforce/blip-itm-base-flickr": FLICKR,
+    "Salesforce/blip-itm-large-flickr": FLICKR,
+    "Salesforce/blip-vqa-base": VQA,
+    "Salesforce/blip-vqa-capfilt-large": VQA,
+    "openai/clip-vit-base-patch32": CLIP,
+    "openai/clip-vit-base-patch16": CLIP,
+    "openai/clip-vit-large-patch14": CLIP,
+    "openai/clip-vit-large-patch14-336": CLIP,
+}
+NOT_KNOWN = "not known: no published weights by their name, and no manifest.json beside them"
+
+
+def weights_saw(
+    task: str, model: str, adapter: str | None, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`trained_on` (lines in words), `saw` (questions, pictures, None where nothing says so) of a
+    run with these options; `saw` "questions" means the very rows that are scored.
+
+    `config`: data_root, split, data_hash, synthetic_data. Published weights never saw a toy's data.
+    """
+    lines: list[str] = []
+    saw: str | None = None
+    for folder, manifest in _trainings(model, adapter):
+        data = manifest.get("data")
+        sets = data if isinstance(data, list) else [data] if data else []
+        for one in sets:
+            split = f", split {one['split']}" if one.get("split") else ""
+            lines.append(f"{folder}: {one.get('source')}{split}")
+            if learned_from({"data": one}, config):
+                saw = "questions"
+    published = PUBLISHED.get(_first_model(model, adapter))
+    if published is not None:
+        lines.append(f"{published.said} ({published.source})")
+        if not config.get("synthetic_data"):
+            saw = saw or _saw_published(task, published, str(config.get("split")))
+    return {"trained_on": lines or [NOT_KNOWN], "saw": saw}
+
+
+def warning(found: Mapping[str, Any], split: str) -> str | None:
+    """The line for the console and the page's red banner; None where nothing says so."""
+    if found["saw"] is None:
+        return None
+    what = {
+        "questions": f"The weights were trained on {split}, which is what scores them",
+        "pictures": f"The weights were trained with pictures of {split}, though not on this task",
+    }[found["saw"]]
+    return f"{what}: {'; '.join(found['trained_on'])}"
+
+
+def _saw_published(task: str, training: Training, split: str) -> str | None:
+    own = training.vqa if task == "vqa" else training.coco
+    if task not in ("classification", "localization") and split in own:
+        return "questions"
+    seen = {*training.coco, *training.vqa}
+    part = {"karpathy_test": "val2014", "karpathy_val": "val2014"}
+    if training.vqa and part.get(split) in seen:  # of val2014 whole, as VQAv2's validation is
+        return "pictures"
+    return "pictures" if split in seen else None
+
+
+def _trainings(model: str, adapter: str | None) -> list[tuple[str, dict[str, Any]]]:
+    """Manifests of the weights and of those that they began from, the newest first."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    for folder in (adapter, model):
+        while folder and (Path(folder) / "manifest.json").is_file():
+            if folder in [name for name, _ in found]:
+                break
+            content = read_json(Path(folder) / "manifest.json")
+            if not isinstance(content, dict):
+                break
+            found.append((folder, content))
+            folder = content.get("base_model")
+    return found
+
+
+def _first_model(model: str, adapter: str | None) -> str:
+    """The weights at the beginning: of an own training, the base that its manifest names."""
+    known = [content.get("base_model") for _, content in _trainings(model, adapter)]
+    return next((str(name) for name in reversed(known) if name), model)
+
+
+def is_synthetic(folder: str | Path) -> bool:
+    return bool(manifest_value(folder, "synthetic"))
