@@ -304,3 +304,32 @@ def tiny_blip(kind: str, folder: Path, seed: int = 0) -> Path:
         transformers.BlipImageProcessorPil(size={"height": 32, "width": 32}), fast
     ).save_pretrained(folder)
     return folder
+
+
+def tiny_blip2(folder: Path, seed: int = 0) -> Path:
+    """BLIP-2's first stage (ITC, ITM): `tiny_blip`'s tokenizer and pictures, 4 queries."""
+    import torch
+    import transformers
+
+    tiny_blip("matching", folder)
+    vocabulary = transformers.AutoTokenizer.from_pretrained(folder)
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
+    }  # fmt: skip
+    qformer = {
+        "vocab_size": len(vocabulary), "hidden_size": 48, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
+        "encoder_hidden_size": 32, "cross_attention_frequency": 2, "pad_token_id": 0,
+        "use_qformer_text_input": True,
+    }  # fmt: skip
+    config = transformers.Blip2Config(
+        vision_config=vision, qformer_config=qformer, num_query_tokens=4, image_text_hidden_size=16
+    )
+    torch.manual_seed(seed)
+    model = transformers.Blip2ForImageTextRetrieval(config).eval()
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            weight.data.normal_(std=0.2)
+    model.save_pretrained(folder)
+    return folder
