@@ -22,15 +22,15 @@ space. At 224 pixels, for a text of 12 tokens, as LAVIS documents it (with its n
 `_proj` every token in the common space. In multi-modal ones BLIP's text begins with [ENC]. BLIP-2's
 ITC is no product of `image_features` and `text_features`: see blip2_features.py.
 
-`Embedder` gives an index what it needs of any family; `write_features` writes a folder of pictures
-to .npz or Parquet. Reads model folders and pictures; the command: predict.py --task features.
+`Embedder` gives an index what it needs of any family. Reads model folders and pictures, writes
+nothing: feature_files.py does. The command: predict.py --task features.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 INITIAL_TEMPERATURE = 0.07  # LAVIS' and ALBEF's; BlipForImageTextRetrieval has not the learned one
 BATCH_SIZE = 16
 BATCH_TEXTS = 128
-NPZ_BYTES = 4 * 1024**3  # an .npz is put together in memory
 
 
 class Encoded(NamedTuple):
@@ -185,7 +184,7 @@ def open_family(
 def checked_texts(texts: str | Sequence[str], process: Callable[[str], str]) -> list[str]:
     """The texts as the model's text processor makes them. Raises UserError for none, or an empty
     one."""
-    given = [texts] if isinstance(texts, str) else list(texts)
+    given = as_list(texts)
     if not given:
         raise UserError("no text given: at least one is needed")
     done = [process(text) for text in given]
@@ -282,6 +281,130 @@ def family_fingerprint(model: str | Path, adapter: str | Path | None = None) -> 
         content = read_json(folder / name) if (folder / name).is_file() else {}
         parts.append(content.get("image_processor", content))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What was asked for, float32 on the CPU, None where it was not or the family has none.
+
+    Shapes and what is of length one: this file's first lines. Positions behind a text's end are
+    zero in `text_embeds`, `text_embeds_proj` and BLIP's `multimodal_embeds`, False in `text_mask`.
+    """
+
+    image_embeds: Tensor | None = None  # (B, N or Q, D)
+    image_embeds_proj: Tensor | None = None  # (B, N or Q, P)
+    image_features: Tensor | None = None  # (B, P)
+    text_embeds: Tensor | None = None  # (B, T, D)
+    text_embeds_proj: Tensor | None = None  # (B, T, P)
+    text_mask: Tensor | None = None  # (B, T)
+    text_features: Tensor | None = None  # (B, P)
+    multimodal_embeds: Tensor | None = None  # (B, T or Q, D)
+    multimodal_features: Tensor | None = None  # (B, D)
+    cut_texts: tuple[int, ...] = ()  # numbers (from 0) of the texts whose end the model did not see
+
+
+@dataclass
+class FeatureExtractor:
+    """Features of every kind that the family has."""
+
+    family: Family
+    name: str
+    fingerprint: str
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path = "",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        adapter: str | Path | None = None,
+    ) -> FeatureExtractor:
+        """Of a model folder or a downloaded Hub id. Raises MissingError, UserError."""
+        embedder = open_embedder(model, device=device, dtype=dtype, adapter=adapter)
+        return cls(embedder.family, embedder.name, embedder.fingerprint)
+
+    def extract(
+        self,
+        images: Sequence[Image | Path | str] | Image | Path | str | None = None,
+        texts: Sequence[str] | str | None = None,
+        *,
+        multimodal: bool = True,
+        batch_size: int = BATCH_SIZE,
+    ) -> Features:
+        """Features of pictures (PIL or files), of raw texts, and of pairs when both are given.
+
+        With both, row i of the multi-modal ones is picture i with text i; `multimodal=False` allows
+        different counts. Texts are cut where the model's positions end (BLIP and BLIP-2 512, behind
+        `blip_caption`'s 50 words), as LAVIS' extractors do, not at the limits of matching. Raises
+        UserError for nothing, an empty text or unequal pairs, ImageError for a broken file.
+        """
+        import torch
+
+        if images is None and texts is None:
+            raise UserError("nothing to encode: give images, texts, or both")
+        pictures = as_list(images)
+        checked = [] if texts is None else checked_texts(texts, self.family.process)
+        pairs = images is not None and texts is not None and multimodal and self.family.fuses
+        if pairs and len(pictures) != len(checked):
+            raise UserError(
+                f"{len(pictures)} pictures and {len(checked)} texts are no pairs: give as many of "
+                "both, or multimodal=False for features of each by itself"
+            )
+        if images is not None and not pictures:
+            raise UserError("no picture given: at least one is needed")
+        found: dict[str, list[Tensor]] = {}
+        with torch.no_grad():
+            for start in range(0, len(pictures), batch_size):
+                part = slice(start, start + batch_size)
+                read = self.family.read_images([as_rgb(picture) for picture in pictures[part]])
+                keep(found, "image", read)
+                if pairs and read.states is not None:
+                    fused = self.family.fused(read.states, checked[part], whole=True)
+                    keep(found, "multimodal", fused)
+            for start in range(0, len(checked), BATCH_TEXTS):
+                batch = checked[start : start + BATCH_TEXTS]
+                keep(found, "text", self.family.read_texts(batch, whole=True))
+        cut = self.family.cut_texts(as_list(texts), whole=True) if checked else []
+        return Features(
+            **{name: joined(parts) for name, parts in found.items()},
+            cut_texts=tuple(i for i, is_cut in enumerate(cut) if is_cut),
+        )
+
+
+def keep(found: dict[str, list[Tensor]], kind: str, read: Encoded) -> None:
+    """Add a batch's tensors to `found` by their names in `Features`, padding zeroed."""
+    tensors = {"embeds": read.embeds, "embeds_proj": read.projected}
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            here = tensor if read.mask is None else tensor * read.mask[..., None]
+            found.setdefault(f"{kind}_{name}", []).append(here.float().cpu())
+    found.setdefault(f"{kind}_features", []).append(read.vector.float().cpu())
+    if kind == "text" and read.mask is not None:
+        found.setdefault("text_mask", []).append(read.mask.cpu())
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """(B, ...) of batches; those of fewer tokens get zeros behind."""
+    import torch
+
+    if parts[0].dim() == 1 or len({p.shape[1:] for p in parts}) == 1:
+        return torch.cat(list(parts))
+    longest = max(p.shape[1] for p in parts)
+    whole = parts[0].new_zeros(sum(len(p) for p in parts), longest, *parts[0].shape[2:])
+    start = 0
+    for part in parts:
+        whole[start : start + len(part), : part.shape[1]] = part
+        start += len(part)
+    return whole
+
+
+def as_list(items: Any) -> list[Any]:
+    """One thing or several (pictures, files, texts) as a list; None is none."""
+    if items is None:
+        return []
+    several = isinstance(items, Iterable) and not isinstance(items, str | Path)
+    return list(items) if several else [items]
 
 
 def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
