@@ -409,6 +409,7 @@ def training_curve(
     synthetic: bool,
     n_validation: int,
     n_answered: int | None = None,
+    loss_name: str = "cross-entropy per answer token",
 ) -> bytes:
     """Loss (left axis) and the validation figure `eval_<selection>` (right axis, from 0 to 1, or to
     its largest value where it has no such bound: CIDEr) by step.
@@ -418,7 +419,7 @@ def training_curve(
     """
     with _figure(4, width=7) as (figure, left):
         left.set_xlabel("step")
-        left.set_ylabel("cross-entropy per answer token")
+        left.set_ylabel(loss_name)
         for key, label, style in (
             ("loss", "training loss", {"alpha": 0.6}),
             ("eval_loss", f"validation loss (n {n_validation:,})", {"marker": "o"}),
