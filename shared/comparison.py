@@ -284,6 +284,8 @@ def describe(run: Run) -> dict[str, Any]:
         "environment": read_json(environment) if environment.is_file() else None,
         "adapter_manifest": adapter_manifest(run),
         "data_problems": run.metrics.get("data_problems"),
+        # what is known of all its weights, where evaluate.py found it out
+        "trained_on": (run.metrics.get("weights_saw") or {}).get("trained_on"),
     }
 
 
@@ -319,6 +321,8 @@ def learned_from(manifest: Mapping[str, Any] | None, config: Mapping[str, Any]) 
     both are the same split of the real VQAv2, which has no hash, in whichever folder it lies.
     """
     learned = (manifest or {}).get("data") or {}
+    if isinstance(learned, list):  # of several data sets
+        return any(learned_from({"data": one}, config) for one in learned)
     source, split = config.get("data"), None
     if not source:
         source, split = config.get("data_root"), config.get("split")

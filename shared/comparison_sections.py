@@ -453,7 +453,9 @@ def data_statements(described: Sequence[tuple[Run, Mapping[str, Any]]], words: W
     lines = [words["scored_on"].format(data=f"{data} ({sample})")]
     for run, side in described:
         learned = (side["adapter_manifest"] or {}).get("data")
-        if learned and "rows" in learned:
+        if seen := side["trained_on"]:
+            lines.append(words["weights_saw"].format(run=run.name, data="; ".join(seen)))
+        elif learned and "rows" in learned:
             lines.append(words["adapter_rows"].format(
                 run=run.name, rows=learned["rows"], held_out=learned["held_out_rows"],
                 data=data_words(learned["source"], None, words),
@@ -466,11 +468,11 @@ def data_statements(described: Sequence[tuple[Run, Mapping[str, Any]]], words: W
             ))  # fmt: skip
         elif side["adapter"]:
             lines.append(words["adapter_unknown"].format(run=run.name, adapter=side["adapter"]))
-    lines.append(words["base_data"])
+    if not all(side["trained_on"] for _, side in described):
+        lines.append(words["base_data"])
     problems = first_side["data_problems"]
     if problems and problems["count"]:
-        first = problems["first"][0]
-        lines.append(words["left_out"].format(count=problems["count"], first=first))
+        lines.append(words["left_out"].format(count=problems["count"], first=problems["first"][0]))
     return lines
 
 

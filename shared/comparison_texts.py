@@ -167,6 +167,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "{held_out:,} more were held out for validation.",
         "adapter_unknown": "{run}: the adapter {adapter} has no record of its training, so what it "
         "has seen is not known.",
+        "weights_saw": "{run}: its weights were trained on {data}.",
         "base_data": "What the base weights had seen before is not recorded here.",
         "differing": "Where the two runs differ",
         "all_options": "All options",
@@ -334,6 +335,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "adapter_rows": "{run}：适配器用 {data} 的 {rows:,} 段对话训练，"
         "另留出 {held_out:,} 段做验证。",
         "adapter_unknown": "{run}：适配器 {adapter} 没有训练记录，无法得知它见过哪些数据。",
+        "weights_saw": "{run}：权重的训练数据：{data}。",
         "base_data": "基础权重以前见过哪些数据，这里没有记录。",
         "differing": "两次运行的不同之处",
         "all_options": "全部选项",
