@@ -199,6 +199,7 @@ def load_blip(
         quantization="none",
         skip_modules=(),
     )
+    mask_cross_attention(loaded)
     if adapter is not None:
         loaded = load_adapter(loaded, Path(adapter), folder)
     settings = read_image_settings(folder, loaded.config.vision_config.image_size)
@@ -210,6 +211,25 @@ def load_blip(
         synthetic=bool(manifest_value(folder, "synthetic")),
         **settings,
     )
+
+
+def mask_cross_attention(model: Any) -> None:
+    """Let BLIP's cross-attention heed `encoder_attention_mask`.
+
+    transformers 5.23 hands the mask to a layer under the name of self-attention's, and the layer
+    drops it: the answer decoder attends to the padding behind shorter questions, in training too.
+    """
+    from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
+
+    def rename(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        crosses = kwargs.get("encoder_hidden_states") is not None
+        if crosses and kwargs.get("encoder_attention_mask") is None:
+            kwargs["encoder_attention_mask"] = kwargs.get("attention_mask")
+        return args, kwargs
+
+    for module in model.modules():
+        if isinstance(module, BlipTextSelfAttention):
+            module.register_forward_pre_hook(rename, with_kwargs=True)
 
 
 def read_image_settings(folder: Path, image_size: int) -> dict[str, Any]:
