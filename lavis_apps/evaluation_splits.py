@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from shared.comparison import learned_from
-from shared.options import manifest_value, read_json
+from shared.comparison import learned_from, locate
+from shared.options import read_json
 
 BLIP_CONFIGS = "https://github.com/salesforce/BLIP/tree/main/configs"
 # Karpathy's training part is train2014 and 30,504 of the 40,504 pictures of val2014.
@@ -121,10 +120,10 @@ def _trainings(model: str, adapter: str | None) -> list[tuple[str, dict[str, Any
     """Manifests of the weights and of those that they began from, the newest first."""
     found: list[tuple[str, dict[str, Any]]] = []
     for folder in (adapter, model):
-        while folder and (Path(folder) / "manifest.json").is_file():
+        while folder and (locate(folder) / "manifest.json").is_file():
             if folder in [name for name, _ in found]:
                 break
-            content = read_json(Path(folder) / "manifest.json")
+            content = read_json(locate(folder) / "manifest.json")
             if not isinstance(content, dict):
                 break
             found.append((folder, content))
@@ -136,7 +135,3 @@ def _first_model(model: str, adapter: str | None) -> str:
     """The weights at the beginning: of an own training, the base that its manifest names."""
     known = [content.get("base_model") for _, content in _trainings(model, adapter)]
     return next((str(name) for name in reversed(known) if name), model)
-
-
-def is_synthetic(folder: str | Path) -> bool:
-    return bool(manifest_value(folder, "synthetic"))
