@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from lavis_apps.blip import MAX_TEXT_TOKENS, load_blip
+from lavis_apps.blip import MAX_TEXT_TOKENS, Blip, load_blip
 from lavis_apps.pictures import as_rgb
 from lavis_apps.processors import blip_caption
 from lavis_apps.settings import default_model
@@ -45,8 +45,6 @@ from shared.options import UserError, manifest_value, portable_path, read_json
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
-
-    from lavis_apps.blip import Blip
 
 INITIAL_TEMPERATURE = 0.07  # LAVIS' and ALBEF's; BlipForImageTextRetrieval has not the learned one
 BATCH_SIZE = 16
@@ -157,8 +155,9 @@ def open_family(
 ) -> Family:
     """The family that the folder's config.json names, loaded.
 
-    BLIP's temperature is what its manifest.json says (`temperature`), else LAVIS' initial 0.07: the
-    published folders are without the learned one. Raises MissingError, UserError.
+    BLIP's temperature is what the manifest.json of adapter or model says (`temperature`), else
+    LAVIS' initial 0.07: the published folders are without the learned one. Raises MissingError,
+    UserError.
     """
     from lavis_apps.blip2_features import load_blip2
     from lavis_apps.clip import load_clip
@@ -172,13 +171,30 @@ def open_family(
     if kind == "blip-2":
         return load_blip2(folder, **where)
     if kind == "blip":
-        temperature = float(manifest_value(folder, "temperature") or INITIAL_TEMPERATURE)
-        return BlipFeatures(load_blip(folder, kind="matching", **where), temperature)
+        folders = [folder] if adapter is None else [Path(adapter), folder]
+        return BlipFeatures(load_blip(folder, kind="matching", **where), blip_temperature(*folders))
     raise UserError(
         f"{folder}: a model of type {kind}; features, matching, classification and search take a "
         "BLIP for matching (Salesforce/blip-itm-base-coco), a CLIP (openai/clip-vit-base-patch32) "
         "or BLIP-2's first stage (Salesforce/blip2-itm-vit-g)"
     )
+
+
+def as_family(model: Blip | Family | Embedder) -> Family:
+    """A loaded model as a `Family`. Raises UserError for a BLIP of another kind."""
+    if isinstance(model, Embedder):
+        return model.family
+    if not isinstance(model, Blip):
+        return model
+    if model.kind != "matching":
+        raise UserError(f"{model.folder}: a BLIP for {model.kind}; this needs one for matching")
+    return BlipFeatures(model, blip_temperature(model.folder))
+
+
+def blip_temperature(*folders: Path) -> float:
+    """What the first manifest.json that has one says (train.py writes it), else 0.07."""
+    said = (manifest_value(folder, "temperature") for folder in folders)
+    return next((float(value) for value in said if value), INITIAL_TEMPERATURE)
 
 
 def checked_texts(texts: str | Sequence[str], process: Callable[[str], str]) -> list[str]:
