@@ -11,15 +11,19 @@ p-values are adjusted by Holm's method over the rows that have one. No torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from lavis_apps.scoring_itm import bootstrap_rows, weighted_auroc
 from lavis_apps.scoring_retrieval import DIRECTIONS, RANKS, RECALLS, hit, picture_shares
+from shared.report import Report, Section, Table, interval, p_value, percent, points
+from shared.report import Row as PageRow
 from shared.runs import Run
 from shared.significance import PairedComparison, compare_paired, holm
 
 Row = dict[str, Any]
+Words = Mapping[str, str]
 RANK_NAMES = {
     "rank": "", "rank_itc": ", ITC alone", "rank_equal": ", equal captions as right",
     "rank_itc_equal": ", equal captions as right, ITC alone",
@@ -53,7 +57,7 @@ def _retrieval(base: Run, tuned: Run, both: Sequence[str], seed: int) -> list[Ro
                   for run in (base, tuned)]  # fmt: skip
         means = [sum(own.values()) / len(own) for own in shares] if shares[0] else [0.0, 0.0]
         rows.append(_row(f"mean recall{RANK_NAMES[key]}", *means, found))
-        for direction in DIRECTIONS:
+        for direction in DIRECTIONS if key in ("rank", "rank_equal") else ():
             own = [name for name in both if base.scored[name]["answer_type"] == direction]
             for k in RECALLS:
                 score = partial(hit, key=key, k=k)
@@ -132,7 +136,51 @@ def _ones(n: int) -> Any:
     return np.ones((1, n))
 
 
-def asked_otherwise(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> list[str]:
-    """Tasks that differ: nothing of them can be compared, forced or not."""
-    tasks = [config.get("task") for config in (base, tuned)]
-    return [f"task: {tasks[0]} against {tasks[1]}"] if tasks[0] != tasks[1] else []
+def with_figures(report: Report, rows: Sequence[Row], seed: int, words: Words) -> Report:
+    """The page with the task's figures as its first section; as it is where there are none."""
+    if not rows:
+        return report
+    table = Table(
+        header=[words["figure"], words["n"], words["first_value"], words["second_value"],
+                words["difference"], words["p_holm"], words["outcomes"]],
+        rows=[
+            _table_row(row) for row in rows
+        ],
+        note=words["figures_note"].format(seed=seed),
+    )  # fmt: skip
+    section = Section("figures", words["figures"], [table])
+    return replace(report, sections=[section, *report.sections])
+
+
+def _table_row(row: Row) -> PageRow:
+    difference = f"{points(_percent(row['difference']))} {_limits(row)}"
+    outcomes = "–" if row["wins"] is None else f"{row['wins']} / {row['ties']} / {row['losses']}"
+    tone = ""
+    if row["p_holm"] is not None and row["p_holm"] <= 0.05 and row["difference"]:
+        tone = "good" if row["difference"] > 0 else "bad"
+    return PageRow(
+        [row["metric"], f"{row['n']:,}", percent(_percent(row["first"])),
+         percent(_percent(row["second"])), difference, p_value(row["p_holm"]), outcomes],
+        row["n"], tone,
+    )  # fmt: skip
+
+
+def figure_lines(rows: Sequence[Row], words: Words) -> list[str]:
+    """The figures for the console."""
+    return [
+        words["figure_line"].format(
+            metric=row["metric"], first=percent(_percent(row["first"])),
+            second=percent(_percent(row["second"])),
+            difference=points(_percent(row["difference"])), interval=_limits(row),
+            p=p_value(row["p_holm"]),
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _limits(row: Row) -> str:
+    return interval(_percent(row["low"]), _percent(row["high"]), signed=True)

@@ -14,7 +14,7 @@ given, and goes on with one that is there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,7 +223,9 @@ def _vqa(model: Any, settings: Asking) -> Ask:
 
     def ask(jobs: Sequence[Job], images: Sequence[Image]) -> Said:
         questions = [job.question.question for job in jobs]
-        found = answerer.answer(images, questions, candidates=candidates, n=1)
+        found = answerer.answer(
+            images, questions, candidates=candidates, n=1, num_beams=settings.num_beams
+        )
         return [(_said(own.answer, own.confidence), {}) for own in found]
 
     return ask
@@ -238,22 +240,28 @@ def _classification(model: Any, settings: Asking, classes: Sequence[str]) -> Ask
     def ask(jobs: Sequence[Job], images: Sequence[Image]) -> Said:
         found = classifier.classify(images, classes, templates=templates)
         return [
-            _ranked(dict(own.probabilities), job.question.answer_type)
+            _ranked({c.label: (c.probability, c.score) for c in own.top}, job.question.answer_type)
             for job, own in zip(jobs, found, strict=True)
         ]
 
     return ask
 
 
-def _ranked(probabilities: dict[str, float], truth: str | None) -> tuple[Answer, dict[str, Any]]:
-    """The answer is the likeliest class, of equals a wrong one; the rank counts those as before."""
-    order = sorted(probabilities, key=lambda name: (-probabilities[name], name == truth))
+def _ranked(
+    classes: Mapping[str, tuple[float, float]], truth: str | None
+) -> tuple[Answer, dict[str, Any]]:
+    """The answer is the likeliest class, of equals a wrong one; the rank counts those as before.
+
+    `classes`: name -> probability and raw score, which tells apart those whose probability float32
+    has rounded to 0.
+    """
+    order = sorted(classes, key=lambda name: (classes[name], name != truth), reverse=True)
+    own = classes.get(truth or "")
     rank = None
-    if truth in probabilities:
-        own = probabilities[truth]
-        rank = 1 + sum(p >= own for name, p in probabilities.items() if name != truth)
-    top = [[name, round(probabilities[name], DIGITS)] for name in order[:5]]
-    return _said(order[0], probabilities[order[0]]), {"rank": rank, "top": top}
+    if own is not None and all(map(math.isfinite, own)):
+        rank = 1 + sum(other >= own for name, other in classes.items() if name != truth)
+    top = [[name, round(classes[name][0], DIGITS)] for name in order[:5]]
+    return _said(order[0], classes[order[0]][0]), {"rank": rank, "top": top}
 
 
 def _matching(model: Any) -> Ask:

@@ -70,6 +70,8 @@ def retrieval_records(
     candidates. Captions of a picture that can't be read stay candidates; its own queries are
     errors. Raises UserError where a sample has no caption, or no picture can be read.
     """
+    from lavis_apps.features import as_family
+
     family = as_family(model)
     gallery, sims = search_all(family, samples, settings.batch_size, progress)
     logits, k = None, settings.k_test if family.fuses else 0
@@ -77,13 +79,6 @@ def retrieval_records(
         wanted = pairs_to_match(gallery, sims, k)
         logits = match_pairs(family, gallery, wanted, folder, progress)
     return [*_text_queries(gallery, sims, logits, k), *_picture_queries(gallery, sims, logits, k)]
-
-
-def as_family(model: Any) -> Family:
-    from lavis_apps.blip import Blip
-    from lavis_apps.features import BlipFeatures
-
-    return BlipFeatures(model) if isinstance(model, Blip) else model
 
 
 def query_ids(samples: Sequence[Question]) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_apps.blip import blip_kind
+from lavis_apps.classification import BLIP_TEMPLATE, CLIP_TEMPLATE
 from lavis_apps.data import TaskData
 from lavis_apps.evaluation import jobs_of
 from lavis_apps.evaluation_samples import load_samples
@@ -85,10 +86,14 @@ def run_config(options: EvaluateOptions) -> dict[str, Any]:
     dtype = pick_dtype(options.dtype, pick_device(options.device))
     lists = {name: file_hash(getattr(options, name)) for name in ("candidates", "templates")
              if name in ASKED[options.task]}  # fmt: skip
+    asked = asked_of(options) | {f"{name}_hash": hash_ for name, hash_ in lists.items()}
+    if options.task == "classification" and options.templates is None:
+        is_clip = read_json(folder / "config.json").get("model_type") == "clip"
+        asked["templates"] = CLIP_TEMPLATE if is_clip else BLIP_TEMPLATE
     config = resolved_config(
         options,
         script="evaluate",
-        asked=asked_of(options) | {f"{name}_hash": hash_ for name, hash_ in lists.items()},
+        asked=asked,
         compute_dtype=str(dtype).removeprefix("torch."),
         model_fingerprint=fingerprint(folder),
         adapter_fingerprint=adapter_fingerprint(options.adapter),

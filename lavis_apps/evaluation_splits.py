@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from shared.comparison import learned_from, locate
@@ -65,7 +66,7 @@ PUBLISHED: dict[str, Training] = {
     "openai/clip-vit-large-patch14": CLIP,
     "openai/clip-vit-large-patch14-336": CLIP,
 }
-NOT_KNOWN = "not known: no published weights by their name, and no manifest.json beside them"
+NOT_KNOWN = "not known: no published weights by their name, and no manifest.json that says it"
 
 
 def weights_saw(
@@ -84,9 +85,12 @@ def weights_saw(
         for one in sets:
             split = f", split {one['split']}" if one.get("split") else ""
             lines.append(f"{folder}: {one.get('source')}{split}")
-            if learned_from({"data": one}, config):
-                saw = "questions"
-    published = PUBLISHED.get(_first_model(model, adapter))
+            if any(learned_from({"data": one}, config | {"split": s}) for s in _within(config)):
+                same = _rows_of(str(manifest.get("task", task))) == _rows_of(task)
+                saw = "questions" if same else saw or "pictures"
+        if not sets and manifest.get("synthetic"):
+            lines.append(f"{folder}: pictures that the toy world draws")
+    published = PUBLISHED.get("/".join(Path(_first_model(model, adapter)).parts[-2:]))
     if published is not None:
         lines.append(f"{published.said} ({published.source})")
         if not config.get("synthetic_data"):
@@ -105,15 +109,24 @@ def warning(found: Mapping[str, Any], split: str) -> str | None:
     return f"{what}: {'; '.join(found['trained_on'])}"
 
 
+def _within(config: Mapping[str, Any]) -> list[str]:
+    """The split, and the one that it is a part of."""
+    split = str(config.get("split"))
+    return [split, "val2014"] if split.startswith("karpathy") else [split]
+
+
+def _rows_of(task: str) -> str:
+    """What a task learns from or is scored by, of the same pictures."""
+    return "captions" if task in ("caption", "retrieval", "matching") else task
+
+
 def _saw_published(task: str, training: Training, split: str) -> str | None:
     own = training.vqa if task == "vqa" else training.coco
     if task not in ("classification", "localization") and split in own:
         return "questions"
-    seen = {*training.coco, *training.vqa}
-    part = {"karpathy_test": "val2014", "karpathy_val": "val2014"}
-    if training.vqa and part.get(split) in seen:  # of val2014 whole, as VQAv2's validation is
-        return "pictures"
-    return "pictures" if split in seen else None
+    # Karpathy's test pictures are part of val2014: of all of it, as VQAv2 has it, not of COCO's
+    seen = training.vqa if split.startswith("karpathy") else {*training.coco, *training.vqa}
+    return "pictures" if {*_within({"split": split})} & {*seen} else None
 
 
 def _trainings(model: str, adapter: str | None) -> list[tuple[str, dict[str, Any]]]:
