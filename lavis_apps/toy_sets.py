@@ -11,7 +11,7 @@ Drawn below data/toy in seconds. Reads nothing; no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from shared.toy_world.build import SEED, ensure_vqav2
 from shared.toy_world.pictures import scene_and_jpeg
 from shared.toy_world.recipe import recipe_hash
 from shared.toy_world.sets import Pictures, ensure_set
-from shared.toy_world.shapes import KNOWN_SHAPES
+from shared.toy_world.shapes import HELD_BACK_SHAPES, KNOWN_SHAPES
 
 TOY_PICTURES = DATA_ROOT / "toy" / "vqav2"  # captions and questions
 TOY_SHAPES = DATA_ROOT / "toy" / "shapes_folder"
+TOY_NEW_SHAPES = DATA_ROOT / "toy" / "new_shapes_folder"  # what train.py learns
 PER_CLASS = {"train": 100, "val": 25}
 
 
@@ -39,17 +40,26 @@ def ensure_toy_data(task: str) -> Path:
 
 def ensure_shapes(root: Path = TOY_SHAPES, redraw: bool = False) -> Path:
     """{train,val}/SHAPE/N.jpg: one known shape a picture, in any colour; its folder."""
+    return _ensure(root, "toy shapes in class folders", KNOWN_SHAPES, redraw)
+
+
+def ensure_new_shapes(root: Path = TOY_NEW_SHAPES, redraw: bool = False) -> Path:
+    """The same with the held-back shapes, which no toy model has seen: classes to be learned."""
+    return _ensure(root, "toy held-back shapes in class folders", HELD_BACK_SHAPES, redraw)
+
+
+def _ensure(root: Path, dataset: str, names: Sequence[str], redraw: bool) -> Path:
     own = [Path(str(module.__file__)) for module in (shapes, pictures, sets)]
     hash_ = recipe_hash([*own, Path(__file__)])
-    return ensure_set(root, "toy shapes in class folders", hash_, write_shapes, redraw)
+    return ensure_set(root, dataset, hash_, lambda folder: write_shapes(folder, names), redraw)
 
 
-def write_shapes(root: Path) -> Mapping[str, Any]:
+def write_shapes(root: Path, names: Sequence[str]) -> Mapping[str, Any]:
     written = Pictures(root)
     for split, count in PER_CLASS.items():
-        for shape in KNOWN_SHAPES:
+        for shape in names:
             for i in range(count):
                 name = f"{split}/{shape}/{i:03d}.jpg"
                 _, jpeg = scene_and_jpeg(f"{SEED}/shapes_folder/{name}", (shape,), count=1)
                 written.add(name, jpeg)
-    return {"classes": list(KNOWN_SHAPES), "pictures": len(written)}
+    return {"classes": list(names), "pictures": len(written)}
