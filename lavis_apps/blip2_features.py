@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_apps.blip import read_image_settings
-from lavis_apps.clip import unit
-from lavis_apps.features import INITIAL_TEMPERATURE, Encoded, caption_limits
+from lavis_apps.features import INITIAL_TEMPERATURE, Encoded, caption_limits, unit
 from lavis_apps.processors import blip_caption, blip_image_eval
 from shared.loading import load_adapter, load_pretrained, model_folder, pick_device, pick_dtype
 from shared.options import UserError, manifest_value, read_json

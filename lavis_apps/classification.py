@@ -26,7 +26,7 @@ always 1.0), so the threshold is on the score of the best class: the cosine, or 
 Below `none_threshold` the label is None. Cosines of what fits are far below 1 and lie elsewhere in
 each model: find the threshold on pictures of your own. An ITM probability of 0.5 means itself.
 
-Reads model folders, pictures and a file of classes; `write_csv` writes a folder's answers. The
+Reads model folders, pictures and a file of classes; `write_csv` writes answers to a table. The
 command: predict.py --task classification.
 """
 
@@ -49,7 +49,7 @@ from lavis_apps.features import (
     open_family,
 )
 from lavis_apps.matching import match_logits, text_features
-from lavis_apps.pictures import as_rgb, opened
+from lavis_apps.pictures import as_rgb
 from lavis_apps.settings import default_model
 from shared.images import ImageError
 from shared.options import UserError
@@ -297,37 +297,6 @@ def read_classes(path: Path) -> ClassList:
     if not first:
         raise UserError(f"{path}: no class in it; expected one a line (# begins a comment)")
     return ClassList(tuple(name for _, name in first.values()), tuple(duplicates))
-
-
-def classify_folder(
-    classifier: Classifier,
-    pictures: Sequence[Path],
-    classes: Sequence[str],
-    *,
-    templates: Sequence[str] | None = None,
-    none_threshold: float | None = None,
-    batch_size: int = BATCH_SIZE,
-    root: Path | None = None,
-    progress: bool = True,
-) -> Iterable[tuple[str, Classification | ImageError]]:
-    """Each picture's name (relative to `root`) with its answer, or with why it has none."""
-    from tqdm import tqdm
-
-    check_classes(classes)
-    for batch in tqdm(
-        list(batches(pictures, batch_size)), desc="classification", disable=not progress
-    ):
-        results = list(opened(batch))
-        good = [picture for _, picture in results if not isinstance(picture, ImageError)]
-        answers = iter(
-            classifier.classify(
-                good, classes, templates=templates, none_threshold=none_threshold,
-                batch_size=batch_size,
-            )
-        )  # fmt: skip
-        for path, picture in results:
-            name = path.relative_to(root).as_posix() if root else str(path)
-            yield name, picture if isinstance(picture, ImageError) else next(answers)
 
 
 def write_csv(

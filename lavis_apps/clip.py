@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_apps.features import Encoded
+from lavis_apps.features import Encoded, unit
 from shared.loading import load_adapter, load_pretrained, model_folder, pick_device, pick_dtype
 from shared.options import UserError, manifest_value, read_json
 
@@ -98,13 +98,6 @@ class Clip:
     def cosines(self, images: Encoded, text_features: Tensor) -> Tensor:
         """(B, n) of pictures and (n, P) features of texts."""
         return images.vector @ text_features.T
-
-
-def unit(features: Tensor) -> Tensor:
-    """Brought to length one along the last axis, in float32."""
-    import torch
-
-    return torch.nn.functional.normalize(features.float(), dim=-1)
 
 
 def middle(image: Image) -> Image:

@@ -120,15 +120,11 @@ class BlipFeatures:
         return caption_limits(texts, lambda full: self.blip.cut_texts(full, limit))
 
     def read_images(self, images: Sequence[Image]) -> Encoded:
-        from lavis_apps.clip import unit
-
         states = self.blip.encode_images(images)
         projected = unit(self.model.vision_proj(states))
         return Encoded(states, projected, projected[:, 0], states=states)
 
     def read_texts(self, texts: Sequence[str], *, whole: bool = False) -> Encoded:
-        from lavis_apps.clip import unit
-
         tokens = self.tokens(texts, "[CLS]", whole)
         states = self.blip.text_states(tokens)
         projected = unit(self.model.text_proj(states))
@@ -144,6 +140,13 @@ class BlipFeatures:
 
     def cosines(self, images: Encoded, text_features: Tensor) -> Tensor:
         return images.vector @ text_features.T
+
+
+def unit(features: Tensor) -> Tensor:
+    """Brought to length one along the last axis, in float32."""
+    import torch
+
+    return torch.nn.functional.normalize(features.float(), dim=-1)
 
 
 def open_family(

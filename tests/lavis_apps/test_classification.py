@@ -13,7 +13,6 @@ from lavis_apps.classification import (
     ONE_CLASS,
     Classifier,
     classification,
-    classify_folder,
     read_classes,
     write_csv,
 )
@@ -21,6 +20,7 @@ from lavis_apps.features import open_embedder, open_family
 from lavis_apps.matching import Matcher
 from lavis_apps.settings import TOY_MODELS
 from lavis_apps.toy_sets import ensure_shapes
+from shared.images import ImageError
 from shared.options import UserError
 from tests.tiny_models import tiny_blip, tiny_blip2
 
@@ -194,33 +194,26 @@ def test_file_of_classes(tmp_path: Path) -> None:
         read_classes(tmp_path / "none.txt")
 
 
-def test_folder_to_csv(folders: dict[str, Path], tmp_path: Path) -> None:
-    root = tmp_path / "photos"
-    (root / "b").mkdir(parents=True)
-    for i, image in enumerate(pictures(4)):
-        image.save(root / "b" / f"{i}.png")
-    (root / "a.jpg").write_text("no picture")
-    paths = sorted(p for p in root.rglob("*.*"))
+def test_a_row_a_picture_in_the_csv(folders: dict[str, Path], tmp_path: Path) -> None:
     classifier = Classifier.open(folders["blip"])
-    whole = classifier.classify(pictures(4), CLASSES)
-    threshold = sum(sorted(own.score for own in whole)[1:3]) / 2
-    answers = classify_folder(
-        classifier, paths, CLASSES, none_threshold=threshold, batch_size=2, root=root,
-        progress=False,
-    )  # fmt: skip
-    errors = write_csv(tmp_path / "out" / "answers.csv", answers, k=2)
-    assert list(errors) == ["a.jpg"]
+    scores = sorted(own.score for own in classifier.classify(pictures(4), CLASSES))
+    threshold = sum(scores[1:3]) / 2
+    found = classifier.classify(pictures(4), CLASSES, none_threshold=threshold, batch_size=3)
+    answers = [(f"b/{i}.png", own) for i, own in enumerate(found)]
+    broken = ImageError("a.jpg: not a picture")
+    errors = write_csv(tmp_path / "out" / "answers.csv", [("a.jpg", broken), *answers], k=2)
+    assert errors == {"a.jpg": "a.jpg: not a picture"}
     with (tmp_path / "out" / "answers.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == ["a.jpg", *(f"b/{i}.png" for i in range(4))]
-    assert "not a picture" in rows[0]["error"]
-    assert rows[0]["label"] == ""
-    for row, own in zip(rows[1:], whole, strict=True):
-        assert row["label"] == (own.label if own.score >= threshold else "none of these")
+    assert (rows[0]["error"], rows[0]["label"]) == ("a.jpg: not a picture", "")
+    for row, own in zip(rows[1:], found, strict=True):
+        assert row["label"] == (own.top[0].label if own.score >= threshold else "none of these")
         assert row["class_1"] == own.top[0].label
         assert float(row["probability_2"]) == pytest.approx(own.top[1].probability, abs=1e-6)
         assert float(row["score_1"]) == pytest.approx(own.score, abs=1e-6)
         assert "class_3" not in row
+        assert row["error"] == ""
     assert sum(row["label"] == "none of these" for row in rows) == 2
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["answers.csv"]
     with pytest.raises(UserError, match="cannot be written"):

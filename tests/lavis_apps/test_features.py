@@ -70,6 +70,14 @@ def of_base_sizes(family: str, folder: Path) -> Any:
         )
         model = transformers.BlipForImageTextRetrieval(config).eval()
         return BlipFeatures(Blip(model=model, kind="matching", **rest))
+    if family == "clip":  # ViT-B/16
+        text = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+        config = transformers.CLIPConfig(
+            text_config={**text, "num_hidden_layers": 1},
+            vision_config={"patch_size": 16, "num_hidden_layers": 1},
+        )
+        processor = transformers.CLIPImageProcessorPil()
+        return Clip(transformers.CLIPModel(config).eval(), tokenizer, processor, folder, True)
     config = transformers.Blip2Config(
         vision_config={"image_size": 224, "patch_size": 14, "num_hidden_layers": 1},
         qformer_config={**names, "num_hidden_layers": 2, "use_qformer_text_input": True},
@@ -79,18 +87,26 @@ def of_base_sizes(family: str, folder: Path) -> Any:
     return Blip2(model=transformers.Blip2ForImageTextRetrieval(config).eval(), **rest)
 
 
-@pytest.mark.parametrize("family", ["blip", "blip2"])
+# tokens of the picture and of the pair, the text's width, the common space's
+SIZES = {"blip": (197, 12, 768, 256), "blip2": (32, 32, 768, 256), "clip": (197, 0, 512, 512)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_lavis_shapes_at_the_published_sizes(family: str, folders: dict[str, Path]) -> None:
     extractor = FeatureExtractor(of_base_sizes(family, folders[family]), "base", "0")
-    got = extractor.extract(pictures(1), [TWELVE_TOKENS])
-    tokens = {"blip": 197, "blip2": 32}[family]
+    text = "a red star and a blue square and a green" if family == "clip" else TWELVE_TOKENS
+    got = extractor.extract(pictures(1), [text])
+    tokens, fused, width, common = SIZES[family]
     assert got.image_embeds.shape == (1, tokens, 768)
-    assert got.image_embeds_proj.shape == (1, tokens, 256)
-    assert got.text_embeds.shape == (1, 12, 768)
-    assert got.text_embeds_proj.shape == (1, 12, 256)
-    assert got.multimodal_embeds.shape == (1, {"blip": 12, "blip2": 32}[family], 768)
-    assert got.image_features.shape == got.text_features.shape == (1, 256)
-    assert got.multimodal_features.shape == (1, 768)
+    assert got.image_embeds_proj.shape == (1, tokens, common)
+    assert got.text_embeds.shape == (1, 12, width)
+    assert got.text_embeds_proj.shape == (1, 12, common)
+    assert got.image_features.shape == got.text_features.shape == (1, common)
+    if family == "clip":
+        assert got.multimodal_embeds is got.multimodal_features is None
+    else:
+        assert got.multimodal_embeds.shape == (1, fused, 768)
+        assert got.multimodal_features.shape == (1, 768)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
