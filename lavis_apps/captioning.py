@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lavis_apps.blip import Blip, blip_kind, load_blip
 from lavis_apps.decoding import Decoding, Generated, blip_decode, language_decode
+from lavis_apps.pictures import as_rgb
 from lavis_apps.processors import CAPTION_PROMPT
 from lavis_apps.settings import PUBLISHED_MODELS
 from shared.loading import model_folder
@@ -83,7 +84,7 @@ class Captioner:
 
     def caption(
         self,
-        images: Sequence[Image],
+        images: Sequence[Image | Path | str],
         *,
         n: int = 1,
         method: Literal["beam", "nucleus"] = "beam",
@@ -97,11 +98,14 @@ class Captioner:
         prompt: str | None = None,
         seed: int = 0,
     ) -> list[list[Caption]]:
-        """n captions of each RGB picture, all in one batch; a search has at most `num_beams`.
+        """n captions of each picture (PIL or file), all in one batch.
+
+        A beam search has at most `num_beams` of them.
 
         `prompt`: None is the model's own (`default_prompt`), "" none at all. Lengths are tokens:
         BLIP's with [DEC] and the prompt, as LAVIS counts, the others' new ones. The same seed gives
-        the same nucleus captions of a picture in any batch. Raises UserError.
+        the same nucleus captions of a picture in any batch. Raises UserError, ImageError for a file
+        that is no picture.
         """
         import torch
 
@@ -113,10 +117,11 @@ class Captioner:
         if not images:
             return []
         prompt = self.default_prompt() if prompt is None else prompt
+        pictures = [as_rgb(image) for image in images]
         if isinstance(self.model, Blip):
-            return blip_captions(self.model, images, prompt, decoding)
+            return blip_captions(self.model, pictures, prompt, decoding)
         with torch.no_grad():
-            texts = language_decode(self.model, images, [prompt] * len(images), decoding)
+            texts = language_decode(self.model, pictures, [prompt] * len(pictures), decoding)
         return [[spoken_caption(self.model, text) for text in own] for own in texts]
 
 

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING
 from lavis_apps.blip import Blip
 from lavis_apps.captioning import is_synthetic, open_speaker
 from lavis_apps.decoding import Decoding, Generated, blip_decode, language_decode
+from lavis_apps.pictures import as_rgb
 from lavis_apps.processors import blip_question
 from lavis_apps.settings import PUBLISHED_MODELS
 from shared.options import UserError
@@ -103,7 +104,7 @@ class Answerer:
 
     def answer(
         self,
-        images: Sequence[Image],
+        images: Sequence[Image | Path | str],
         questions: Sequence[str],
         *,
         candidates: Sequence[str] | None = None,
@@ -115,12 +116,12 @@ class Answerer:
         min_length: int = 1,
         ranked: int = RANKED,
     ) -> list[VqaAnswer]:
-        """The answer to question i about picture i; an image that stands twice is encoded once.
+        """The answer to question i about picture i (PIL or file), each different one encoded once.
 
         `candidates`: rank these instead of generating. `history`: earlier (question, answer) turns
         in front of every question. At most `n` answers in `top`; generated, at most `num_beams`.
         `attention`: where BLIP's question encoder looked. Raises UserError for an empty question,
-        empty or doubled candidates, and for what the model does not do.
+        empty or doubled candidates and what the model does not do, ImageError for a broken file.
         """
         import torch
 
@@ -137,20 +138,23 @@ class Answerer:
         )
         if not questions:
             return []
+        different = {key_of(image): image for image in images}
+        opened = {key: as_rgb(image) for key, image in different.items()}
+        pictures = [opened[key_of(image)] for image in images]
         with torch.no_grad():
             if isinstance(self.model, Blip):
                 if history:
                     raise UserError("a BLIP answers single questions; history is for BLIP-2, LLaVA")
                 return blip_answers(
-                    self.model, images, questions, candidates, n, ranked, attention, decoding
+                    self.model, pictures, questions, candidates, n, ranked, attention, decoding
                 )
             if attention:
                 raise UserError("picture attention is of BLIP's question encoder alone")
             prompts = [dialogue(self.model, history, question) for question in questions]
             if candidates is None:
-                texts = language_decode(self.model, images, prompts, decoding)
+                texts = language_decode(self.model, pictures, prompts, decoding)
                 return [generated_answer(self.spoken(own)) for own in texts]
-            return language_ranking(self.model, images, prompts, candidates, n)
+            return language_ranking(self.model, pictures, prompts, candidates, n)
 
     def spoken(self, texts: Sequence[Generated]) -> list[tuple[str, float]]:
         import torch
@@ -163,7 +167,12 @@ class Answerer:
         ]
 
 
-def check_questions(images: Sequence[Image], questions: Sequence[str]) -> None:
+def key_of(image: Image | Path | str) -> str | int:
+    """Equal where it is surely the same picture."""
+    return str(image) if isinstance(image, str | Path) else id(image)
+
+
+def check_questions(images: Sequence[object], questions: Sequence[str]) -> None:
     if len(images) != len(questions):
         raise UserError(f"{len(questions)} questions about {len(images)} pictures")
     for number, question in enumerate(questions, start=1):
