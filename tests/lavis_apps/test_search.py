@@ -20,9 +20,14 @@ from lavis_apps import search as search_module
 from lavis_apps.blip import load_blip
 from lavis_apps.build_index import IndexOptions, main
 from lavis_apps.index import read_index
+from lavis_apps.processors import blip_caption
 from lavis_apps.search import Hit, Searcher
+from lavis_apps.settings import TOY_MODELS
+from shared.coco_captions import load_captions
 from shared.images import ImageError, open_image
-from shared.options import DATA_ROOT, UserError
+from shared.options import UserError
+from shared.significance import compare_paired, score_interval
+from shared.toy_world.build import ensure_vqav2
 from tests.lavis_apps.fake_models import FakeEmbedder, colour_features, draw_pictures, make_index
 from tests.tiny_models import tiny_blip
 
@@ -311,9 +316,8 @@ def test_the_pictures_folder_is_checked_when_it_is_given(blip_index, tmp_path):
 
 
 def test_a_reranker_of_another_kind_is_refused(blip_index):
-    clip = DATA_ROOT / "toy_models" / "clip"
     with pytest.raises(UserError, match="no matching head"):
-        Searcher.open(blip_index, reranker=clip)
+        Searcher.open(blip_index, reranker=TOY_MODELS["clip"])
 
 
 def test_a_toys_hits_are_a_toys(blip_index, searcher):
@@ -321,3 +325,36 @@ def test_a_toys_hits_are_a_toys(blip_index, searcher):
     opened = Searcher.open(blip_index)
     opened.index.manifest["synthetic"] = True
     assert opened.synthetic
+
+
+# The toy BLIP ---------------------------------------------------------------------------------
+
+
+@pytest.mark.pipeline
+def test_the_toy_blip_finds_the_pictures_that_captions_describe(tmp_path):
+    """Recall at 1: the first hit is a picture of which people wrote just that caption."""
+    rows = load_captions(ensure_vqav2(), "val2014").questions[:200]
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for row in rows:
+        shutil.copy(row.image, folder)
+    model = TOY_MODELS["matching"]
+    given = {"images": str(folder), "output": str(tmp_path / "index"), "model": str(model)}
+    main(IndexOptions(**given))
+    searcher = Searcher.open(tmp_path / "index")
+    owners: dict[str, set[str]] = {}
+    for row in rows:
+        for caption in row.references:
+            owners.setdefault(blip_caption(caption), set()).add(row.image.name)
+    recalls: dict[int, list[float]] = {0: [], 16: []}
+    chances = []
+    for row in rows[:60]:
+        caption = row.references[0]
+        own = owners[blip_caption(caption)]
+        chances.append(len(own) / len(rows))
+        for rerank, found in recalls.items():
+            found.append(float(searcher.search(caption, n=1, rerank=rerank)[0].image in own))
+    interval = score_interval(recalls[0], range(60))
+    assert interval.low > 3 * sum(chances) / len(chances)
+    change = compare_paired(recalls[0], recalls[16], list(range(60)))
+    assert change.difference >= 0 or change.high >= 0  # re-ranked: not worse beyond chance
