@@ -26,8 +26,9 @@ always 1.0), so the threshold is on the score of the best class: the cosine, or 
 Below `none_threshold` the label is None. Cosines of what fits are far below 1 and lie elsewhere in
 each model: find the threshold on pictures of your own. An ITM probability of 0.5 means itself.
 
-Reads model folders, pictures and a file of classes; `write_csv` writes answers to a table. The
-command: predict.py --task classification.
+Reads model folders, pictures and a file of classes; `write_csv` writes answers to a table.
+
+    python lavis_apps/predict.py --task classification --image photos/ --classes dog cat [--toy]
 """
 
 from __future__ import annotations

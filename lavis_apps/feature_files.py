@@ -5,7 +5,9 @@
     np.load("photos.npz")["image_features"]     # (B, P), row i is the picture ["image"][i]
 
 Reads pictures batch by batch; one that is broken is left out and listed. Writes the one file, whole
-or not at all. The command: predict.py --task features --output photos.npz.
+or not at all.
+
+    python lavis_apps/predict.py --task features --image photos/ --output photos.npz [--toy]
 """
 
 from __future__ import annotations

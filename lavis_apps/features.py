@@ -23,7 +23,9 @@ space. At 224 pixels, for a text of 12 tokens, as LAVIS documents it (with its n
 ITC is no product of `image_features` and `text_features`: see blip2_features.py.
 
 `Embedder` gives an index what it needs of any family. Reads model folders and pictures, writes
-nothing: feature_files.py does. The command: predict.py --task features.
+nothing: feature_files.py does.
+
+    python lavis_apps/predict.py --task features --image photos/ --output photos.npz [--toy]
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ In ITM BLIP's text begins with [ENC], as the weights were trained; transformers'
 `blip_caption` and are cut at 35 tokens (BLIP-2: 32; CLIP: its positions).
 
 Each picture is encoded once; pictures go by `batch_size`, pairs too, so memory does not grow with
-m x n. Reads model folders and pictures; writes nothing. The command: predict.py --task matching.
+m x n. Reads model folders and pictures; writes nothing.
+
+    python lavis_apps/predict.py --task matching --image photos/ --text "a dog" "the sea" [--toy]
 """
 
 from __future__ import annotations

@@ -257,12 +257,15 @@ def test_bad_input(folders: dict[str, Path]) -> None:
         Classifier.open(folders["clip"], "itm")
 
 
-def test_the_toy_clip_knows_the_trained_shapes() -> None:
+@pytest.mark.parametrize(
+    ("kind", "scoring"), [("matching", "cosine"), ("matching", "itm"), ("clip", "cosine")]
+)
+def test_toy_models_know_the_trained_shapes(kind: str, scoring: str) -> None:
+    if not TOY_MODELS[kind].is_dir():
+        pytest.skip(f"{TOY_MODELS[kind]} is not trained yet")
     root = ensure_shapes()
     paths = sorted((root / "val").glob("*/*.jpg"))[::3]
     classes = sorted({p.parent.name for p in paths})
-    found = Classifier.open(TOY_MODELS["clip"]).classify(
-        paths, classes, templates=["a {}", "{}", "there is a {}"]
-    )
+    found = Classifier.open(TOY_MODELS[kind], scoring).classify(paths, classes)
     right = sum(own.label == p.parent.name for own, p in zip(found, paths, strict=True))
     assert right / len(paths) >= 0.6
