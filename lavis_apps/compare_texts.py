@@ -51,7 +51,8 @@ OWN: dict[str, dict[str, str]] = {
         "first_value": "前者，%",
         "second_value": "后者，%",
         "figures_note": "百分数与百分点，后者减前者；95 % 区间：按图片自助抽样 2,000 次，"
-        "种子 {seed}，一张图片连同它的所有查询在两次运行中一起抽取。p 为配对检验，按 Holm 法对这些行校正。",
+        "种子 {seed}，一张图片连同它的所有查询在两次运行中一起抽取。"
+        "p 为配对检验，按 Holm 法对这些行校正。",
         "figure_line": "{metric}：{first} → {second}，{difference} 个百分点 {interval}，"
         "p {p}（Holm）",
     },

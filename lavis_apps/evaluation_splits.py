@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.comparison import learned_from, locate
-from shared.options import read_json
+from shared.options import portable_path, read_json
 
 BLIP_CONFIGS = "https://github.com/salesforce/BLIP/tree/main/configs"
 # Karpathy's training part is train2014 and 30,504 of the 40,504 pictures of val2014.
@@ -79,8 +79,8 @@ def weights_saw(
     """
     lines: list[str] = []
     saw: str | None = None
-    for folder, manifest in _trainings(model, adapter):
-        data = manifest.get("data")
+    for path, manifest in _trainings(model, adapter):
+        folder, data = portable_path(path), manifest.get("data")
         sets = data if isinstance(data, list) else [data] if data else []
         for one in sets:
             split = f", split {one['split']}" if one.get("split") else ""
