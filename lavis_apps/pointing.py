@@ -4,7 +4,8 @@ A map is enlarged to its picture; it hits when its maximum is inside any of the 
 al. 2016, arXiv 1608.00507, without their 15 pixels of tolerance). By chance it would as often as
 the boxes' share of the picture's area, so the hit rate is told beside that share and as a multiple
 of it. The energy is the share of the whole map inside the boxes (H. Wang et al. 2020, arXiv
-1910.01279). Pure functions of maps and boxes, no torch.
+1910.01279). In pictures of several categories `named_against_others` asks more: whether the map
+follows its text. Pure functions of maps and boxes, no torch.
 
     pointing_game(maps, boxes, sizes, image_ids).ratio
     python lavis_apps/evaluate.py --task localization --data_root data/coco2017 [--toy]
@@ -19,7 +20,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shared.significance import FEW_CLUSTERS, N_RESAMPLES, Interval, score_interval
+from shared.significance import (
+    FEW_CLUSTERS,
+    N_RESAMPLES,
+    Interval,
+    PairedComparison,
+    compare_paired,
+    score_interval,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -158,6 +166,26 @@ def pointing_game(
         rows=tuple(rows),
         note=note,
     )
+
+
+def named_against_others(
+    maps: Sequence[np.ndarray],
+    named: Sequence[Sequence[Box]],
+    others: Sequence[Sequence[Box]],
+    sizes: Sequence[tuple[int, int]],
+    image_ids: Sequence[int | str],
+) -> PairedComparison:
+    """Whether maps follow their text, or show anything that stands out.
+
+    For pictures with several categories: hits on the boxes of the named category minus hits of the
+    same maps on those of the others, in 0..1. A map that ignores the text has a high ratio in the
+    pointing game and a difference around 0 here. Raises ValueError as `point` does.
+    """
+    hits, elsewhere = (
+        [point(*row).hit for row in zip(maps, boxes, sizes, strict=True)]
+        for boxes in (named, others)
+    )
+    return compare_paired(elsewhere, hits, image_ids)
 
 
 def ratio_interval(

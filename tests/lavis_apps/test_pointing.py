@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from lavis_apps.pointing import covered, point, pointing_game, ratio_interval
+from lavis_apps.pointing import (
+    covered,
+    named_against_others,
+    point,
+    pointing_game,
+    ratio_interval,
+)
 
 
 def peak(row: int, column: int, side: int = 4) -> np.ndarray:
@@ -92,6 +98,19 @@ def test_the_game() -> None:
     assert game.ratio_high is not None
     assert game.ratio_low <= game.ratio <= game.ratio_high
     assert game.note == "only 3 pictures: the interval is too narrow"
+
+
+def test_named_against_others() -> None:
+    left, right, size = [(0, 0, 20, 40)], [(20, 0, 20, 40)], (40, 40)
+    follows = [peak(0, 0), peak(0, 3)] * 6
+    named, others = [left, right] * 6, [right, left] * 6
+    sizes, ids = [size] * 12, [k // 2 for k in range(12)]
+    found = named_against_others(follows, named, others, sizes, ids)
+    assert (found.difference, found.wins, found.losses) == (1.0, 12, 0)
+    # the same map whatever the text: as often right as wrong, though half of all hits are
+    salient = named_against_others([peak(0, 0)] * 12, named, others, sizes, ids)
+    assert (salient.difference, salient.wins, salient.losses) == (0.0, 6, 6)
+    assert salient.n_clusters == 6
 
 
 def test_the_interval_resamples_pictures() -> None:
