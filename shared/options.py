@@ -354,7 +354,7 @@ def take_lock(file: Path, folder: Path, wait_s: float) -> Any:
     except Timeout as error:
         raise UserError(
             f"{folder}: another process writes in this folder. Wait for its end, then the same "
-            "command goes on, or give another --output_dir"
+            "command goes on, or give another folder"
         ) from error
     except NotImplementedError:
         return None
