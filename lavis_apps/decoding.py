@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from shared.vision_language import VisionLanguage
 
 
+LONGEST_SIDE = 8192  # pixels; a square of 20,000 would take gigabytes
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How texts are generated; raises UserError for what cannot be.
@@ -132,7 +135,7 @@ def language_decode(
     for prompt in dict.fromkeys(prompts):
         if problem := asker.prompt_problem(prompt):
             raise UserError(problem)
-    shown = [[picture] for picture in asker.encode_images(images)]
+    shown = [[picture] for picture in language_features(asker, images)]
     rows = [asker.sent_ids(prompt, own) for prompt, own in zip(prompts, shown, strict=True)]
     longest = max(len(row) for row in rows)
     if family.max_length is not None and longest + decoding.max_length > family.max_length:
@@ -161,6 +164,13 @@ def language_decode(
         tokenizer=asker.tokenizer if family.end_text is not None else None,
     )
     return [[end_of_text(asker, text) for text in texts] for texts in found]
+
+
+def language_features(asker: VisionLanguage, images: Sequence[Image]) -> Sequence[Any]:
+    """`encode_images`; of a very long picture a smaller one, as LLaVA pads it to a square."""
+    from lavis_apps.heat_maps import fitted
+
+    return asker.encode_images([fitted(image, LONGEST_SIDE) for image in images])
 
 
 def end_of_text(asker: VisionLanguage, text: Generated) -> Generated:

@@ -89,7 +89,7 @@ def pictures_of(options: PredictOptions) -> list[Path]:
         others = sum(1 for p in path.rglob("*") if p.is_file()) - len(pictures)
         if others and path != TOY_IMAGES:
             known = ", ".join(sorted(IMAGE_SUFFIXES))
-            print(f"note: {others} files of {path} passed over (not {known})", file=sys.stderr)
+            print(f"note: {path}: {others} other file(s), not {known}, left out", file=sys.stderr)
     return pictures[: options.limit or None]
 
 

@@ -264,8 +264,9 @@ class PredictOptions(
                 if one is not None and not one.strip():
                     raise UserError(f"--{name} is empty; give a few words")
         for name, least in (("batch_size", 1), ("limit", 0), ("n", 1), ("ranked", 1)):
-            if (getattr(self, name) or least) < least:
-                raise UserError(f"--{name} {getattr(self, name)}: at least {least}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name} {value}: at least {least}")
         if self.toy:
             fill_in_toy(self)
         if self.n is None:

@@ -34,7 +34,13 @@ from typing import TYPE_CHECKING
 
 from lavis_apps.blip import Blip
 from lavis_apps.captioning import is_synthetic, open_speaker
-from lavis_apps.decoding import Decoding, Generated, blip_decode, language_decode
+from lavis_apps.decoding import (
+    Decoding,
+    Generated,
+    blip_decode,
+    language_decode,
+    language_features,
+)
 from lavis_apps.pictures import as_rgb
 from lavis_apps.processors import blip_question
 from lavis_apps.settings import PUBLISHED_MODELS
@@ -367,7 +373,7 @@ def language_ranking(
     for prompt in dict.fromkeys(prompts):
         if problem := asker.choices_problem(prompt, candidates):
             raise UserError(problem)
-    features = asker.encode_images(images)
+    features = language_features(asker, images)
     scores = asker.choice_log_probs(
         features, range(len(prompts)), prompts, [candidates] * len(prompts)
     )
