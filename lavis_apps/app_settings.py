@@ -35,7 +35,7 @@ LAVIS_CLASSES = ("merlion", "sky", "giraffe", "fountain", "marina bay")
 class Examples:
     """Pictures to try, each with a text and a question, and what the fields begin with."""
 
-    rows: Sequence[tuple[Path, str, str]]
+    rows: Sequence[tuple[str, str, str]]
     caption: str = LAVIS_CAPTION
     question: str = LAVIS_QUESTION
     query: str = LAVIS_QUERY
@@ -103,14 +103,14 @@ def find_examples(folder: str | None) -> Examples:
     """
     if folder is not None:
         pictures = chosen_pictures(Path(folder))[:N_EXAMPLES]
-        return Examples([(path, LAVIS_CAPTION, LAVIS_QUESTION) for path in pictures])
+        return Examples([(str(path), LAVIS_CAPTION, LAVIS_QUESTION) for path in pictures])
     root = ensure_toy_data("caption")
     said = read_json(root / "captions_val2014.json")
     asked = read_json(root / "v2_OpenEnded_mscoco_val2014_questions.json")
     captions = {entry["image_id"]: entry["caption"] for entry in reversed(said["annotations"])}
     questions = {entry["image_id"]: entry["question"] for entry in reversed(asked["questions"])}
     rows = [
-        (root / "val2014" / image["file_name"], captions[image["id"]], questions[image["id"]])
+        (str(root / "val2014" / image["file_name"]), captions[image["id"]], questions[image["id"]])
         for image in said["images"][:N_EXAMPLES]
     ]
     return Examples(rows, rows[0][1], rows[0][2], "a red star", KNOWN_SHAPES)

@@ -8,7 +8,8 @@ That a file is an upload, and no other file of this machine, Gradio checks in ei
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,30 @@ class Tabs:
         return TEXTS[self.language]
 
     # Components
+
+    @contextmanager
+    def columns(self, result: Any = None) -> Iterator[Any]:
+        """What is drawn inside, and beside it (below it on a narrow screen) the answer."""
+        import gradio as gr
+
+        if result is None:
+            waiting = small_html(self.texts["waiting"])
+            result = gr.HTML(waiting, elem_classes="result", render=False)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                yield result
+            with gr.Column(scale=3, min_width=300):
+                result.render()
+
+    def button(self, name: str) -> gr.Button:
+        import gradio as gr
+
+        return gr.Button(self.texts[name], variant="primary")
+
+    def settings(self) -> gr.Accordion:
+        import gradio as gr
+
+        return gr.Accordion(self.texts["settings"], open=False)
 
     def picture(self, label: str = "picture", height: int = 300) -> gr.Image:
         import gradio as gr
@@ -290,11 +315,12 @@ def lines_of(value: Any, texts: Mapping[str, str], missing: str | None) -> list[
 
 
 def number_of(value: Any, low: float, high: float, texts: Mapping[str, str], name: str) -> float:
+    """A float also of JSON's whole numbers, as some libraries ask for. Told what is none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise Told(
             texts["bad_number"].format(name=texts[name], value=str(value)[:40], low=low, high=high)
         )
-    return value
+    return float(value)
 
 
 def whole_of(value: Any, low: int, high: int, texts: Mapping[str, str], name: str) -> int:

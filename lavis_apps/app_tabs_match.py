@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lavis_apps.app_html import (
@@ -14,9 +14,9 @@ from lavis_apps.app_html import (
     map_figure,
     matrix_html,
     said_html,
-    small_html,
     table_html,
 )
+from lavis_apps.app_models import model_and_adapter
 from lavis_apps.app_tabs import (
     Tabs,
     Told,
@@ -44,29 +44,31 @@ def layer_slider(tabs: Tabs) -> gr.Slider:
     from lavis_apps.localization import default_block
 
     try:
-        config = read_json(model_folder(tabs.page.shelf.models["matching"][0]) / "config.json")
+        model, _ = model_and_adapter(tabs.page.shelf.models["matching"][0])
+        config = read_json(model_folder(model) / "config.json")
         blocks = int(config.get("text_config", {}).get("num_hidden_layers", BLIP_BLOCKS))
     except MissingError:
         blocks = BLIP_BLOCKS
     return tabs.slider("layer", 1, max(blocks, 2), default_block(blocks) + 1, 1)
 
 
-def draw_matching(tabs: Tabs) -> None:
-    import gradio as gr
+def check_pairs(n: int, texts: Mapping[str, str]) -> None:
+    """The matching head looks at each pair by itself."""
+    if n > MOST_PAIRS:
+        raise Told(texts["many_pairs"].format(n=n, most=MOST_PAIRS))
 
+
+def draw_matching(tabs: Tabs) -> None:
     texts, examples = tabs.texts, tabs.page.examples
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            pictures = tabs.pictures()
-            written = tabs.text("match_texts", examples.caption, lines=3)
-            model = tabs.model("matching")
-            cam = tabs.tick("match_cam", True)
-            layer = layer_slider(tabs)
-            button = gr.Button(texts["go_matching"], variant="primary")
-            rows = [[[str(path)], caption] for path, caption, _ in examples.rows]
-            tabs.examples(rows, [pictures, written])
-        with gr.Column(scale=3, min_width=300):
-            result = gr.HTML(small_html(texts["waiting"]), elem_classes="result")
+    with tabs.columns() as result:
+        pictures = tabs.pictures()
+        written = tabs.text("match_texts", examples.caption, lines=3)
+        model = tabs.model("matching")
+        cam = tabs.tick("match_cam", True)
+        layer = layer_slider(tabs)
+        button = tabs.button("go_matching")
+    rows = [[[path], caption] for path, caption, _ in examples.rows]
+    tabs.examples(rows, [pictures, written])
 
     def work(use: Any, given: Any, written: Any, model: Any, cam: Any, layer: Any) -> str:
         from lavis_apps.localization import Localizer
@@ -76,30 +78,26 @@ def draw_matching(tabs: Tabs) -> None:
         if not opened:
             raise Told(texts["no_picture"])
         lines = lines_of(written, texts, "no_text")
-        n_pairs = len(opened) * len(lines)
-        if n_pairs > MOST_PAIRS:
-            raise Told(texts["many_pairs"].format(n=n_pairs, most=MOST_PAIRS))
+        check_pairs(len(opened) * len(lines), texts)
         block = whole_of(layer, 1, 99, texts, "layer") - 1
         _, name = tabs.chosen(model, "matching")
         images = [image for _, image in opened]
+        pairs = [(image, line) for image in images for line in lines]
         maps = []
         with use("matching", name) as family:
             found = Matcher(family).match(images, lines)
             blip = getattr(family, "blip", None)
-            if cam is True and blip is not None and n_pairs <= MOST_MAPS:
-                pairs = [(image, line) for image in images for line in lines]
+            if cam is True and blip is not None and len(pairs) <= MOST_MAPS:
                 maps = Localizer(blip).localize_pairs(*zip(*pairs, strict=True), block=block)
         names = [name for name, _ in opened]
         parts = [scores_html(tabs, names, lines, found.itm, found.itc)]
         drawn = [
             map_figure(texts, one.average, image, line, f"match_{i}")
-            for i, (one, (image, line)) in enumerate(
-                zip(maps, [(im, line) for im in images for line in lines], strict=False), start=1
-            )
+            for i, (one, (image, line)) in enumerate(zip(maps, pairs, strict=False), start=1)
         ]
         parts.append(gallery_html(drawn))
         notes = [texts["itm_what"], texts["itc_what"]]
-        if cam is True and n_pairs > MOST_MAPS:
+        if cam is True and len(pairs) > MOST_MAPS:
             notes.append(texts["many_maps"].format(most=MOST_MAPS))
         cut = [i in found.cut_texts for i in range(len(lines))]
         return "".join(parts) + tabs.cut_notice(cut) + tabs.foot(name, *notes)
@@ -134,20 +132,15 @@ def scores_html(tabs: Tabs, names: Sequence[str], lines: Sequence[str], itm: Any
 
 
 def draw_localization(tabs: Tabs) -> None:
-    import gradio as gr
-
     texts, examples = tabs.texts, tabs.page.examples
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            picture = tabs.picture()
-            written = tabs.text("local_text", examples.caption)
-            model = tabs.model("matching")
-            layer = layer_slider(tabs)
-            button = gr.Button(texts["go_local"], variant="primary")
-            rows = [[str(path), caption] for path, caption, _ in examples.rows]
-            tabs.examples(rows, [picture, written])
-        with gr.Column(scale=3, min_width=300):
-            result = gr.HTML(small_html(texts["waiting"]), elem_classes="result")
+    with tabs.columns() as result:
+        picture = tabs.picture()
+        written = tabs.text("local_text", examples.caption)
+        model = tabs.model("matching")
+        layer = layer_slider(tabs)
+        button = tabs.button("go_local")
+    rows = [[path, caption] for path, caption, _ in examples.rows]
+    tabs.examples(rows, [picture, written])
 
     def work(use: Any, given: Any, written: Any, model: Any, layer: Any) -> str:
         from lavis_apps.heat_maps import MOST_WORDS, words_chart
@@ -183,21 +176,18 @@ def draw_classification(tabs: Tabs) -> None:
     import gradio as gr
 
     texts, examples = tabs.texts, tabs.page.examples
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            picture = tabs.picture()
-            classes = tabs.text("classes", "\n".join(examples.classes), lines=5)
-            scoring = tabs.choice("scoring", SCORINGS, "itc")
-            with gr.Accordion(texts["settings"], open=False):
-                templates = tabs.text("templates", lines=2)
-                threshold = gr.Number(
-                    None, label=texts["none_threshold"], info=texts["none_threshold_what"]
-                )
-                matching, clip = tabs.model("matching"), tabs.model("clip")
-            button = gr.Button(texts["go_classes"], variant="primary")
-            tabs.examples([[str(path)] for path, _, _ in examples.rows], [picture])
-        with gr.Column(scale=3, min_width=300):
-            result = gr.HTML(small_html(texts["waiting"]), elem_classes="result")
+    with tabs.columns() as result:
+        picture = tabs.picture()
+        classes = tabs.text("classes", "\n".join(examples.classes), lines=5)
+        scoring = tabs.choice("scoring", SCORINGS, "itc")
+        with tabs.settings():
+            templates = tabs.text("templates", lines=2)
+            threshold = gr.Number(
+                None, label=texts["none_threshold"], info=texts["none_threshold_what"]
+            )
+            matching, clip = tabs.model("matching"), tabs.model("clip")
+        button = tabs.button("go_classes")
+    tabs.examples([[path] for path, _, _ in examples.rows], [picture])
 
     def work(
         use: Any, given: Any, classes: Any, scoring: Any, templates: Any, threshold: Any,
@@ -207,9 +197,9 @@ def draw_classification(tabs: Tabs) -> None:
 
         image = open_upload(given, texts)
         names = lines_of(classes, texts, "no_classes")
-        doubled = [name for i, name in enumerate(names) if name.lower() in lower(names[:i])]
-        if doubled:
-            raise Told(texts["doubled"].format(name=doubled[0][:80]))
+        for i, name in enumerate(names):
+            if name.lower() in [earlier.lower() for earlier in names[:i]]:
+                raise Told(texts["doubled"].format(name=name[:80]))
         sentences = lines_of(templates, texts, None)
         for sentence in sentences:
             if "{}" not in sentence:
@@ -218,6 +208,8 @@ def draw_classification(tabs: Tabs) -> None:
             threshold = number_of(threshold, -1, 1, texts, "none_threshold")
         if scoring not in SCORINGS:
             raise Told(texts["bad_choice"].format(value=str(scoring)[:80]))
+        if scoring == "itm":
+            check_pairs(len(names) * max(1, len(sentences)), texts)
         kind = "clip" if scoring == "clip" else "matching"
         _, name = tabs.chosen(clip if kind == "clip" else matching, kind)
         with use(kind, name) as family:
@@ -234,7 +226,3 @@ def draw_classification(tabs: Tabs) -> None:
 
     inputs = [picture, classes, scoring, templates, threshold, matching, clip]
     tabs.answer(work, button, inputs, result)
-
-
-def lower(names: Sequence[str]) -> list[str]:
-    return [name.lower() for name in names]

@@ -17,7 +17,6 @@ from lavis_apps.app_html import (
     notice_html,
     npz_bytes,
     picture_html,
-    small_html,
     table_html,
 )
 from lavis_apps.app_models import model_and_adapter
@@ -48,24 +47,21 @@ def draw_search(tabs: Tabs) -> None:
         gr.HTML(notice_html(texts["no_folders"]))
         return
     names = list(page.folders)
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            folder = gr.Dropdown(
-                [(f"{name} ({len(page.folders[name].index.images):,})", name) for name in names],
-                value=names[0], label=texts["folder"], filterable=False,
-            )  # fmt: skip
-            query = tabs.text("query", page.examples.query)
-            picture = tabs.picture("query_picture", height=180)
-            n = tabs.slider("n_hits", 1, MOST_HITS, 24, 1)
-            rerank = tabs.tick("rerank", True)
-            cam = tabs.tick("show_cam")
-            with gr.Accordion(texts["settings"], open=False):
-                n_reranked = tabs.slider("n_reranked", 1, MOST_RERANKED, MOST_HITS, 1)
-                weight = tabs.slider("text_weight", 0, 1, 0.5, 0.05)
-            button = gr.Button(texts["go_search"], variant="primary")
-            tabs.examples([[str(path)] for path, _, _ in page.examples.rows], [picture])
-        with gr.Column(scale=3, min_width=300):
-            result = gr.HTML(small_html(texts["waiting"]), elem_classes="result")
+    with tabs.columns() as result:
+        folder = gr.Dropdown(
+            [(f"{name} ({len(page.folders[name].index.images):,})", name) for name in names],
+            value=names[0], label=texts["folder"], filterable=False,
+        )  # fmt: skip
+        query = tabs.text("query", page.examples.query)
+        picture = tabs.picture("query_picture", height=180)
+        n = tabs.slider("n_hits", 1, MOST_HITS, 24, 1)
+        rerank = tabs.tick("rerank", True)
+        cam = tabs.tick("show_cam")
+        with tabs.settings():
+            n_reranked = tabs.slider("n_reranked", 1, MOST_RERANKED, MOST_HITS, 1)
+            weight = tabs.slider("text_weight", 0, 1, 0.5, 0.05)
+        button = tabs.button("go_search")
+    tabs.examples([[path] for path, _, _ in page.examples.rows], [picture])
 
     def work(
         use: Any, folder: Any, query: Any, given: Any, n: Any, rerank: Any, cam: Any,
@@ -133,20 +129,15 @@ MOST_BYTES = 24 << 20  # of a file inside an answer; a folder's go through predi
 
 
 def draw_features(tabs: Tabs) -> None:
-    import gradio as gr
 
     texts, examples = tabs.texts, tabs.page.examples
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            pictures = tabs.pictures()
-            written = tabs.text("feature_texts", examples.caption, lines=3)
-            model = tabs.model("matching", "clip")
-            tokens = tabs.tick("tokens")
-            button = gr.Button(texts["go_features"], variant="primary")
-            paths = [str(path) for path, _, _ in examples.rows]
-            tabs.examples([[[path]] for path in paths], [pictures])
-        with gr.Column(scale=3, min_width=300):
-            result = gr.HTML(small_html(texts["waiting"]), elem_classes="result")
+    with tabs.columns() as result:
+        pictures = tabs.pictures()
+        written = tabs.text("feature_texts", examples.caption, lines=3)
+        model = tabs.model("matching", "clip")
+        tokens = tabs.tick("tokens")
+        button = tabs.button("go_features")
+    tabs.examples([[[path]] for path, _, _ in examples.rows], [pictures])
 
     def work(use: Any, given: Any, written: Any, model: Any, tokens: Any) -> str:
         from lavis_apps.features import FeatureExtractor, family_fingerprint
@@ -168,7 +159,7 @@ def draw_features(tabs: Tabs) -> None:
             if name != "cut_texts" and tensor is not None
         }
         rows = [
-            (name, " × ".join(map(str, array.shape)), texts["yes" if name in LENGTH_ONE else "no"])
+            (name, "×".join(map(str, array.shape)), texts["yes" if name in LENGTH_ONE else "no"])
             for name, array in arrays.items()
         ]
         head = (texts["field"], texts["shape"], texts["length_one"])

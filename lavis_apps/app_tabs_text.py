@@ -15,7 +15,7 @@ from lavis_apps.app_html import (
     table_html,
 )
 from lavis_apps.app_tabs import Tabs, Told, lines_of, number_of, open_upload, text_of, whole_of
-from lavis_apps.blip_demo import FUNCTIONS, STRATEGIES, BlipDemo
+from lavis_apps.blip_demo import FUNCTIONS, MATCHING, QUESTION, STRATEGIES, BlipDemo
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -41,21 +41,18 @@ def draw_caption(tabs: Tabs) -> None:
     import gradio as gr
 
     texts, examples = tabs.texts, tabs.page.examples
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            picture = tabs.picture()
-            model = tabs.model("caption")
-            method = tabs.choice("method", ("beam", "nucleus"), "beam")
-            sliders = {CAPTION_SLIDERS[0][0]: tabs.slider(*CAPTION_SLIDERS[0])}
-            with gr.Accordion(texts["settings"], open=False):
-                prompt = tabs.text("prompt")
-                with gr.Row():
-                    sliders |= {row[0]: tabs.slider(*row) for row in CAPTION_SLIDERS[1:]}
-                seed = gr.Number(0, label=texts["seed"], info=texts["seed_what"], precision=0)
-            button = gr.Button(texts["go_caption"], variant="primary")
-            tabs.examples([[str(path)] for path, _, _ in examples.rows], [picture])
-        with gr.Column(scale=3, min_width=300):
-            result = gr.HTML(small_html(texts["waiting"]), elem_classes="result")
+    with tabs.columns() as result:
+        picture = tabs.picture()
+        model = tabs.model("caption")
+        method = tabs.choice("method", ("beam", "nucleus"), "beam")
+        sliders = {CAPTION_SLIDERS[0][0]: tabs.slider(*CAPTION_SLIDERS[0])}
+        with tabs.settings():
+            prompt = tabs.text("prompt")
+            with gr.Row():
+                sliders |= {row[0]: tabs.slider(*row) for row in CAPTION_SLIDERS[1:]}
+            seed = gr.Number(0, label=texts["seed"], info=texts["seed_what"], precision=0)
+        button = tabs.button("go_caption")
+    tabs.examples([[path] for path, _, _ in examples.rows], [picture])
     method.change(
         lambda chosen: N_NUCLEUS if chosen == "nucleus" else 1, method, sliders["n"],
         queue=False, api_visibility="private", show_progress="hidden",
@@ -96,22 +93,18 @@ def draw_vqa(tabs: Tabs) -> None:
     import gradio as gr
 
     texts, examples = tabs.texts, tabs.page.examples
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            picture = tabs.picture()
-            question = tabs.text("question", examples.question)
-            model = tabs.model("vqa")
-            with gr.Accordion(texts["settings"], open=False):
-                candidates = tabs.text("candidates", lines=3)
-                n = tabs.slider("n_answers", 1, 10, 5, 1)
-                attention = tabs.tick("attention")
-                dialogue = tabs.tick("dialogue")
-                forget = gr.Button(texts["forget"], size="sm")
-            button = gr.Button(texts["go_vqa"], variant="primary")
-            rows = [[str(path), asked] for path, _, asked in examples.rows]
-            tabs.examples(rows, [picture, question])
-        with gr.Column(scale=3, min_width=300):
-            result = gr.HTML(small_html(texts["waiting"]), elem_classes="result")
+    with tabs.columns() as result:
+        picture = tabs.picture()
+        question = tabs.text("question", examples.question)
+        model = tabs.model("vqa")
+        with tabs.settings():
+            candidates = tabs.text("candidates", lines=3)
+            n = tabs.slider("n_answers", 1, 10, 5, 1)
+            attention = tabs.tick("attention")
+            dialogue = tabs.tick("dialogue")
+            forget = gr.Button(texts["forget"], size="sm")
+        button = tabs.button("go_vqa")
+    tabs.examples([[path, asked] for path, _, asked in examples.rows], [picture, question])
     turns = gr.State([], time_to_live=3600)  # (question, answer), kept apart for each visitor
     forget.click(lambda: [], None, turns, queue=False, api_visibility="private")
 
@@ -161,23 +154,18 @@ def draw_demo(tabs: Tabs) -> None:
 
     texts, examples = tabs.texts, tabs.page.examples
     gr.HTML(small_html(texts["demo_what"]))
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            picture = tabs.picture()
-            function = gr.Radio(list(FUNCTIONS), value=FUNCTIONS[0], label=texts["function"])
-            text = tabs.text("demo_text")
-            strategy = gr.Radio(list(STRATEGIES), value=STRATEGIES[0], label=texts["strategy"])
-            button = gr.Button(texts["go_demo"], variant="primary")
-            rows = [
-                [str(path), function_, text_]
-                for (path, caption, asked), function_ in zip(
-                    examples.rows, FUNCTIONS * len(examples.rows), strict=False
-                )
-                for text_ in ({FUNCTIONS[1]: asked, FUNCTIONS[2]: caption}.get(function_, ""),)
-            ]
-            tabs.examples(rows, [picture, function, text])
-        with gr.Column(scale=3, min_width=300):
-            result = gr.Textbox(label=texts["output"], lines=3, elem_classes="output")
+    output = gr.Textbox(label=texts["output"], lines=3, elem_classes="output", render=False)
+    with tabs.columns(output) as result:
+        picture = tabs.picture()
+        function = gr.Radio(list(FUNCTIONS), value=FUNCTIONS[0], label=texts["function"])
+        text = tabs.text("demo_text")
+        strategy = gr.Radio(list(STRATEGIES), value=STRATEGIES[0], label=texts["strategy"])
+        button = tabs.button("go_demo")
+    rows = [
+        [path, name, {QUESTION: asked, MATCHING: caption}.get(name, "")]
+        for (path, caption, asked), name in zip(examples.rows, FUNCTIONS, strict=False)
+    ]
+    tabs.examples(rows, [picture, function, text])
 
     def inference(
         raw_image: Any, model_n: Any, question: Any, strategy: Any, progress: Any = gr.Progress()  # noqa: B008

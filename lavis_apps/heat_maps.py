@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 BLUR = 0.02  # standard deviation, as a share of the picture's longer side
 OPACITY = 0.7  # exponent
 LONGEST_SIDE = 2048  # pixels of a drawn picture; a wider one would take gigabytes
-COLUMNS, TILE, DPI = 4, 2.4, 100  # of a chart of words; tiles in inches
+COLUMNS, TILE, TITLE, DPI = 4, 2.4, 0.3, 100  # of a chart of words; width and title in inches
 MOST_WORDS = 39  # with the average ten rows of tiles
 
 
@@ -116,8 +116,10 @@ def words_chart(image: Image, found: Localization) -> bytes:
     tiles = [(title, found.average), *((word.word, word.grid) for word in shown)]
     rows, columns = math.ceil(len(tiles) / COLUMNS), min(COLUMNS, len(tiles))
     small = fitted(image, round(TILE * DPI * 2))
+    tall = TILE * min(2.0, max(0.5, small.height / small.width))
     with matplotlib.rc_context({"font.family": font_families(), "text.parse_math": False}):
-        figure = Figure(figsize=(columns * TILE, rows * TILE), dpi=DPI, layout="constrained")
+        figsize = (columns * TILE, rows * (tall + TITLE))
+        figure = Figure(figsize=figsize, dpi=DPI, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
         for place in axes:
             place.axis("off")
