@@ -300,7 +300,11 @@ def test_long_texts_are_cut_and_named(extractors: dict[str, FeatureExtractor]) -
         assert cut == [False, True, True], family
     # 35 tokens are matching's limit; alone a text goes to the end of the positions
     assert extractors["blip"].extract(texts=[middling]).text_embeds.shape[1] == 42
-    assert extractors["blip2"].extract(texts=[middling]).cut_texts == ()
+    fused = {f: extractors[f].extract(pictures(1), [middling]) for f in ("blip", "blip2")}
+    assert fused["blip"].multimodal_embeds.shape[1] == 42
+    assert fused["blip2"].cut_texts == ()
+    shorter = extractors["blip2"].extract(pictures(1), ["a " * 30])  # the limit of its matching
+    assert (fused["blip2"].multimodal_features - shorter.multimodal_features).abs().max() > 1e-4
     assert extractors["clip"].extract(texts=[long]).text_embeds.shape[1] == 32
     # the end token is not what is cut
     clip: Clip = extractors["clip"].family
@@ -320,6 +324,20 @@ def test_very_long_pictures_are_not_blown_up() -> None:
     wide = long.crop((9_940, 0, 10_061, 10))  # 121 x 10, still longer than 8 sides
     theirs = clip.image_processor([wide], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(clip.pixel_values([wide]), theirs, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["blip2", "clip"])
+def test_padding_is_right_whatever_the_tokenizer_prefers(
+    family: str, extractors: dict[str, FeatureExtractor]
+) -> None:
+    extractor = extractors[family]
+    texts = ["a red star", "a"]
+    before = extractor.extract(texts=texts)
+    extractor.family.tokenizer.padding_side = "left"
+    after = extractor.extract(texts=texts)
+    extractor.family.tokenizer.padding_side = "right"
+    torch.testing.assert_close(after.text_features, before.text_features)
+    assert torch.equal(after.text_mask, before.text_mask)
 
 
 # files -------------------------------------------------------------------------------------------
