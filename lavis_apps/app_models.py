@@ -121,8 +121,8 @@ def read_weights(folder: Path, name: str, progress: Progress | None) -> None:
 def weights_bytes(tool: Any) -> int:
     """Bytes of the module behind a task's object."""
     module = tool.model
-    while not hasattr(module, "parameters"):
-        module = module.model
+    while not hasattr(module, "parameters"):  # a Blip, or a VisionLanguage and its family
+        module = module.family if hasattr(module, "family") else module.model
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
