@@ -38,7 +38,6 @@ from qwen_clip_llava_lora.train_settings import (
 )
 from qwen_clip_llava_lora.training_run import (
     best_of,
-    refuse_unproven_sharding,
     run_name,
     training_config,
     write_outcome,
@@ -63,7 +62,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     from qwen_clip_llava_lora.training_data import VlmCollator, open_training_data
     from shared.conversation_data import ConversationSampler, check_samples, refuse_bad_samples
     from shared.loading import quiet_libraries
-    from shared.training_flags import check_training_flags
+    from shared.training_flags import check_training_flags, refuse_unproven_sharding
 
     quiet_libraries()
     check_toy(options)

@@ -7,23 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_clip_llava_lora.train_settings import TrainOptions
-from shared.options import UserError, portable_path, read_json, resolved_config, write_json
+from shared.options import portable_path, read_json, resolved_config, write_json
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from qwen_clip_llava_lora.training_data import TrainingData
-
-
-def refuse_unproven_sharding(training: TrainingArguments) -> None:
-    """Raises UserError for DeepSpeed ZeRO-3, which would save empty weights: each process holds a
-    part of them. (FSDP is refused with the other flags.)"""
-    plugin = getattr(training, "deepspeed_plugin", None)
-    if plugin is not None and plugin.zero_stage == 3:
-        raise UserError(
-            "DeepSpeed ZeRO-3: sharded weights are not gathered for adapters and checkpoints here; "
-            "accelerate launch without it shares the batches (DDP)"
-        )
 
 
 def best_of(folder: Path) -> int | None:

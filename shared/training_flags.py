@@ -167,6 +167,17 @@ def fsdp_problems(training: TrainingArguments, may_shard: bool) -> list[str]:
     return problems
 
 
+def refuse_unproven_sharding(training: TrainingArguments) -> None:
+    """Raises UserError for DeepSpeed ZeRO-3, which would save empty weights: each process holds a
+    part of them. (FSDP is refused with the other flags.)"""
+    plugin = getattr(training, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        raise UserError(
+            "DeepSpeed ZeRO-3: sharded weights are not gathered for adapters and checkpoints here; "
+            "accelerate launch without it shares the batches (DDP)"
+        )
+
+
 def check_numbers(training: TrainingArguments) -> None:
     """Raises UserError that names every number which is out of its bounds."""
     refuse(number_problems(training))

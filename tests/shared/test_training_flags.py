@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from shared.training_flags import (
     REFUSED,
     check_training_flags,
     recorded_flags,
+    refuse_unproven_sharding,
     steps_of_epochs,
 )
 
@@ -223,3 +225,14 @@ def test_steps_of_epochs_by_hand(tmp_path):
     assert steps(21, num_train_epochs=2) == 22  # eleven batches a pass, the last of one
     assert steps(21, num_train_epochs=2, dataloader_drop_last=True) == 20
     assert steps(21, num_train_epochs=0.5, gradient_accumulation_steps=5) == 2  # half of three
+
+
+@pytest.mark.parametrize("stage", [None, 2, 3])
+def test_zero_3_is_refused_before_it_saves_empty_weights(stage):
+    plugin = None if stage is None else SimpleNamespace(zero_stage=stage)
+    training = SimpleNamespace(deepspeed_plugin=plugin)
+    if stage == 3:
+        with pytest.raises(UserError, match="ZeRO-3"):
+            refuse_unproven_sharding(training)
+    else:
+        refuse_unproven_sharding(training)
