@@ -60,7 +60,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
         refuse_bad_pictures,
     )
     from shared.loading import model_folder, quiet_libraries
-    from shared.training_flags import check_training_flags
+    from shared.training_flags import check_training_flags, refuse_unproven_sharding
 
     quiet_libraries()
     training.output_dir = default_folder(options, training)
@@ -80,6 +80,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     if not data.held_out:
         training.eval_strategy = "no"
     check_training_flags(training)
+    refuse_unproven_sharding(training)
     if training.ddp_find_unused_parameters is None:  # all that trains is in every batch's loss
         training.ddp_find_unused_parameters = False
     samples = data.samples

@@ -54,15 +54,16 @@ _TOY_COMMON = {
 }
 TOY: dict[str, dict[str, Any]] = {
     "caption": {
-        "max_steps": 100, "learning_rate": 5e-4, "eval_steps": 50, "save_steps": 50,
-        "texts_per_picture": 5,
+        "max_steps": 70, "learning_rate": 5e-4, "eval_steps": 35, "save_steps": 35,
+        "texts_per_picture": 5,  # 70 steps are an epoch
     },
     "vqa": {
         "max_steps": 300, "learning_rate": 5e-4, "eval_steps": 150, "save_steps": 150,
         "per_device_train_batch_size": 16,
     },
     "retrieval": {
-        "max_steps": 200, "learning_rate": 3e-4, "eval_steps": 100, "save_steps": 100,
+        "max_steps": 100, "learning_rate": 3e-4, "eval_steps": 50, "save_steps": 50,
+        "validation_limit": 60,  # k_test makes it the slowest of the four
     },
     "classification": {
         "max_steps": 100, "learning_rate": 3e-4, "eval_steps": 50, "save_steps": 50,

@@ -78,6 +78,8 @@ WITHOUT_TORCH = (
     "qwen_clip_llava_lora.demo",
     "qwen_clip_llava_lora.describe_images",
     "qwen_clip_llava_lora.compare_prompts",
+    "lavis_apps.data",
+    "lavis_apps.train",
     "lavis_apps.index",
     "lavis_apps.index_pictures",
     "lavis_apps.index_building",
