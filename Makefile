@@ -38,6 +38,7 @@ toy-models: setup  ## trains the committed toy checkpoints from nothing
 	$(RUN) -m shared.toy_world.models clip
 	$(RUN) -m shared.toy_world.models qwen2
 	$(RUN) llava_repro/make_toy_model.py
+	$(RUN) lavis_apps/make_toy_model.py
 
 sample: quickstart  ## the committed sample run: 200 questions before and after, report, curve
 	$(RUN) blip2_qlora/evaluate.py --toy --quantization nf4 --limit 200 --output_dir outputs/sample/zero-shot
