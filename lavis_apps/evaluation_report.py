@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lavis_apps.scoring_retrieval import DIRECTIONS
+from lavis_apps.scoring_retrieval import DIRECTIONS, IR, TR
 from shared import charts
 from shared import comparison_sections as parts
 from shared.caption_runs import NAMES, named, with_interval
@@ -45,6 +46,7 @@ TITLES = {
     "classification": "Classification", "matching": "Image-text matching",
     "localization": "Text localization",
 }  # fmt: skip
+ASKED_WITHOUT_WORDS = {"retrieval": "Which caption?", "classification": "Which class?"}
 HOW = {
     "caption": "Errors and empty captions count as empty in every metric.",
     "vqa": "Errors count as wrong.",
@@ -266,9 +268,21 @@ def _drawn(rows: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
 
 
 def card(run: Run, row: Mapping[str, Any]) -> Card:
+    """A sample with what was said; of a retrieval's query the rank, and what was found in words."""
     record = run.records[row["sample_id"]]
     answer = parts.said("Answer", record, row["score"], WORDS)
-    return parts.question_card(record, [answer], lambda r: picture_file(run, r), WORDS)
+    details = [one for one in answer.details if one[1] != record["answer"]]
+    if record.get("hits"):
+        details.append(("rank", f"{record['rank']} of {record['n_candidates']}"))
+        if record["answer_type"] == IR:  # the answer is a picture's name
+            own = next(r for r in run.records.values() if r["image"] == record["answer"]
+                       and r["answer_type"] == TR)  # fmt: skip
+            details.append(("its caption", own["references"][0]))
+    shown = parts.question_card(
+        record, [replace(answer, details=details)], lambda r: picture_file(run, r), WORDS
+    )
+    asked = ASKED_WITHOUT_WORDS.get(run.metrics["task"])
+    return shown if record["question"] or not asked else replace(shown, title=asked)
 
 
 def what_ran(run: Run) -> list[Block]:

@@ -140,7 +140,8 @@ def what_weights_saw(options: EvaluateOptions, config: dict[str, Any]) -> dict[s
     """`weights_saw`, with its warning or None."""
     known = config | {"synthetic_data": synthetic_data(options)}
     found = weights_saw(options.task, str(options.model), options.adapter, known)
-    return found | {"warning": warning(found, f"{options.split} of {options.data_root}")}
+    scored = f"{options.split} of {portable_path(str(options.data_root))}"
+    return found | {"warning": warning(found, scored)}
 
 
 def synthetic_data(options: EvaluateOptions) -> bool:
@@ -170,6 +171,14 @@ def print_plan(options: EvaluateOptions, folder: Path) -> None:
         said = f"not known, {error}"
     print(f"model:    {options.model} ({said})")
     print(f"asked:    {', '.join(f'{k} {v!r}' for k, v in asked_of(options).items()) or '–'}")
+    found = what_weights_saw(options, {
+        "data_root": portable_path(str(options.data_root)), "split": options.split,
+        "data_hash": manifest_value(str(options.data_root), "data_hash"),
+    })  # fmt: skip
+    for line in found["trained_on"]:
+        print(f"weights:  {line}")
+    if found["warning"]:
+        print(f"WARNING:  {found['warning']}")
     try:
         data, whole = chosen_samples(options)
     except MissingError as error:
@@ -185,11 +194,3 @@ def print_plan(options: EvaluateOptions, folder: Path) -> None:
         first = jobs_of(options.task, data.samples, options, options.seed)[0]
         asked = first.question
         print(f"first:    {asked.image_name} {asked.question!r}, prompt {first.prompt!r}")
-    found = what_weights_saw(options, {
-        "data_root": portable_path(str(options.data_root)), "split": options.split,
-        "data_hash": manifest_value(str(options.data_root), "data_hash"),
-    })  # fmt: skip
-    for line in found["trained_on"]:
-        print(f"weights:  {line}")
-    if found["warning"]:
-        print(f"WARNING:  {found['warning']}")

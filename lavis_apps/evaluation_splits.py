@@ -18,7 +18,7 @@ from typing import Any
 from shared.comparison import learned_from, locate
 from shared.options import portable_path, read_json
 
-BLIP_CONFIGS = "https://github.com/salesforce/BLIP/tree/main/configs"
+BLIP_CONFIGS = "https://github.com/salesforce/BLIP/blob/main/configs"
 # Karpathy's training part is train2014 and 30,504 of the 40,504 pictures of val2014.
 KARPATHY_TRAIN = ("train2014", "val2014")
 
@@ -84,12 +84,12 @@ def weights_saw(
         sets = data if isinstance(data, list) else [data] if data else []
         for one in sets:
             split = f", split {one['split']}" if one.get("split") else ""
-            lines.append(f"{folder}: {one.get('source')}{split}")
+            lines.append(f"{one.get('source')}{split} ({folder})")
             if any(learned_from({"data": one}, config | {"split": s}) for s in _within(config)):
                 same = _rows_of(str(manifest.get("task", task))) == _rows_of(task)
                 saw = "questions" if same else saw or "pictures"
         if not sets and manifest.get("synthetic"):
-            lines.append(f"{folder}: pictures that the toy world draws")
+            lines.append(f"pictures that the toy world draws ({folder})")
     published = PUBLISHED.get("/".join(Path(_first_model(model, adapter)).parts[-2:]))
     if published is not None:
         lines.append(f"{published.said} ({published.source})")
