@@ -117,8 +117,8 @@ def print_plan(options: PredictOptions, pictures: list[Path]) -> None:
 
     folder = model_folder(str(model))
     kind = read_json(folder / "config.json").get("model_type")
-    size = sum(file.stat().st_size for file in weight_files(folder)) / 1024**3
-    print(f"model:    {model} ({kind}, {size:.2f} GiB of weights)")
+    size = sum(file.stat().st_size for file in weight_files(folder)) / 1e6
+    print(f"model:    {model} ({kind}, {size:,.1f} MB of weights)")
 
 
 def readable(row: dict[str, Any]) -> str:
