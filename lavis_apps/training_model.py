@@ -100,7 +100,7 @@ def check_family(folder: Path, task: str) -> str:
     if read_json(folder / "config.json").get("model_type") == "clip":
         if task in ("retrieval", "classification"):
             return "clip"
-        raise UserError(f"{folder}: a CLIP says nothing; --task {task} trains a BLIP")
+        raise UserError(f"{folder}: a CLIP writes no text; --task {task} trains a BLIP")
     raise UserError(f"{folder}: --task {task} trains a BLIP for {TASK_KINDS[task]}, or a CLIP for "
                     "retrieval and classification")  # fmt: skip
 
