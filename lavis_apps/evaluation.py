@@ -265,22 +265,26 @@ def _ranked(
 
 
 def _matching(model: Any) -> Ask:
+    """ITM probability and ITC cosine of each picture with its job's text."""
     import torch
+
+    from lavis_apps.features import as_family
+
+    family = as_family(model)
 
     def ask(jobs: Sequence[Job], images: Sequence[Image]) -> Said:
         unique = {id(image): image for image in images}
         rows = [list(unique).index(id(image)) for image in images]
         texts = [job.prompt for job in jobs]
         with torch.inference_mode():
-            states = model.encode_images(list(unique.values()))
-            itm = model.match_probability(states[rows], texts).tolist()
-            pictures = model.image_features(states)[rows]
-            itc = (pictures * model.text_features(texts)).sum(dim=-1).float().tolist()
+            read = family.read_images(list(unique.values()))
+            logits = family.match_logits(read.states[rows], texts).float()
+            itm = logits.softmax(dim=-1)[:, 1].tolist()
+            itc = (read.vector[rows] * family.read_texts(texts).vector).sum(dim=-1).tolist()
         return [
-            (_said(MATCH if p >= 0.5 else NO_MATCH, max(p, 1 - p)),
-             {"itm": round(p, 9), "itc": round(cosine, 9)})
+            (_said(MATCH if p >= 0.5 else NO_MATCH, max(p, 1 - p)), {"itm": p, "itc": cosine})
             for p, cosine in zip(itm, itc, strict=True)
-        ]  # fmt: skip
+        ]
 
     return ask
 
