@@ -28,8 +28,10 @@ OWN: dict[str, dict[str, str]] = {
         "second_value": "Second, %",
         "figures_note": "Percent and percentage points, second minus first, with 95 % intervals: "
         "bootstrap over pictures, 2,000 resamples, seed {seed}; a picture is drawn with all its "
-        "queries in both runs. p of the paired test, adjusted by Holm's method over these rows.",
-        "figure_line": "{metric}: {first} → {second}, {difference} points {interval}, p {p} (Holm)",
+        "queries in both runs. p of the paired test, adjusted by Holm's method over all rows but "
+        "the first.",
+        "figure_line": "{metric}: {first} → {second}, {difference} points {interval}, p {p}",
+        "full_stop": ". ",
     },
     "zh": {
         "title": "两个模型的对比",
@@ -52,9 +54,9 @@ OWN: dict[str, dict[str, str]] = {
         "second_value": "后者，%",
         "figures_note": "百分数与百分点，后者减前者；95 % 区间：按图片自助抽样 2,000 次，"
         "种子 {seed}，一张图片连同它的所有查询在两次运行中一起抽取。"
-        "p 为配对检验，按 Holm 法对这些行校正。",
-        "figure_line": "{metric}：{first} → {second}，{difference} 个百分点 {interval}，"
-        "p {p}（Holm）",
+        "p 为配对检验；第一行之外按 Holm 法校正。",
+        "figure_line": "{metric}：{first} → {second}，{difference} 个百分点 {interval}，p {p}",
+        "full_stop": "。",
     },
 }
 TEXTS = {language: SHARED[language] | OWN[language] for language in OWN}

@@ -2,8 +2,8 @@
 
 Retrieval: recalls of both directions and the mean recall, captions of a picture together with it.
 Classification: top-1 (McNemar's test, a picture a sample) and top-5. Matching: AUROC, drawn at the
-same pictures. Localization: hits. Differences are second minus first, with intervals over pictures;
-p-values are adjusted by Holm's method over the rows that have one. No torch.
+same pictures. Localization has its hits on the page alone. Differences are second minus first, with intervals over pictures;
+p-values are adjusted by Holm's method over all rows but the first. No torch.
 
     python -m pytest tests/lavis_apps/test_compare.py
 """
@@ -31,14 +31,18 @@ RANK_NAMES = {
 
 
 def metric_rows(base: Run, tuned: Run, seed: int = 0) -> list[Row]:
-    """One row a figure of the task beside the headline's own comparison; none for vqa, caption."""
+    """One row a figure of the task; none for vqa, caption and localization.
+
+    `p_holm` is Holm's over all rows but the first, the one that a comparison is made for.
+    """
     both = [key for key in base.scored if key in tuned.scored]
     rows = {
         "retrieval": _retrieval, "classification": _classification, "matching": _matching,
         "localization": lambda *_: [],
     }.get(str(base.config.get("task")), lambda *_: [])(base, tuned, both, seed)  # fmt: skip
-    known = holm([row["p_value"] for row in rows])
-    return [row | {"p_holm": p} for row, p in zip(rows, known, strict=True)]
+    known = [row["p_value"] for row in rows]
+    adjusted = [*known[:1], *holm(known[1:])]
+    return [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
 
 
 def mean_recall_difference(base: Run, tuned: Run, key: str, seed: int) -> PairedComparison:
@@ -137,7 +141,8 @@ def _ones(n: int) -> Any:
 
 
 def with_figures(report: Report, rows: Sequence[Row], seed: int, words: Words) -> Report:
-    """The page with the task's figures as its first section; as it is where there are none."""
+    """The page with the task's figures as its first section, and the first one in its verdict; as
+    it is where there are none."""
     if not rows:
         return report
     table = Table(
@@ -149,7 +154,8 @@ def with_figures(report: Report, rows: Sequence[Row], seed: int, words: Words) -
         note=words["figures_note"].format(seed=seed),
     )  # fmt: skip
     section = Section("figures", words["figures"], [table])
-    return replace(report, sections=[section, *report.sections])
+    verdict = f"{figure_lines(rows[:1], words)[0]}{words['full_stop']}{report.verdict}"
+    return replace(report, verdict=verdict, sections=[section, *report.sections])
 
 
 def _table_row(row: Row) -> PageRow:
