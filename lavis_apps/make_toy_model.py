@@ -4,7 +4,7 @@ A BLIP for captions, one for questions and one for matching, from the vision tow
 (`toy_recipe.py`). Each is saved in the Hub layout (bf16 safetensors with processor) and measured on
 held-out pictures (`toy_figures.py`); its manifest, written last, says how it was made.
 
-    python lavis_apps/make_toy_model.py                        # all three, about 10 minutes
+    python lavis_apps/make_toy_model.py                        # all three, minutes
     python lavis_apps/make_toy_model.py --only matching
     python lavis_apps/make_toy_model.py --output_dir /tmp/try --steps_scale 0.01 --limit 20  # smoke
 
