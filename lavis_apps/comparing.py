@@ -2,8 +2,9 @@
 
 Retrieval: recalls of both directions and the mean recall, captions of a picture together with it.
 Classification: top-1 (McNemar's test, a picture a sample) and top-5. Matching: AUROC, drawn at the
-same pictures. Localization has its hits on the page alone. Differences are second minus first, with intervals over pictures;
-p-values are adjusted by Holm's method over all rows but the first. No torch.
+same pictures. Localization has its hits on the page alone. Differences are second minus first, with
+intervals over pictures; p-values are adjusted by Holm's method over all rows but the first. No
+torch.
 
     python -m pytest tests/lavis_apps/test_compare.py
 """
