@@ -2,7 +2,7 @@
 
 Gradio hands the values of a request on as they came (`preprocess=False`): its own reading of a
 broken picture would hide the cause, so everything is checked here, and a request may send anything.
-That a file is an upload, and no other file of this machine, Gradio checks in either case.
+Also that a file is an upload: Gradio checks it only of requests that say that they name a file.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_apps.app_html import notice_html, small_html
@@ -117,7 +118,7 @@ class Tabs:
         return gr.Gallery(
             label=self.texts["pictures"].format(most=MAX_PICTURES), file_types=["image"],
             interactive=True, sources=["upload", "clipboard"], columns=3, height=260,
-            object_fit="contain", buttons=[], elem_classes="gallery",
+            object_fit="contain", buttons=[], elem_classes="several",
         )  # fmt: skip
 
     def slider(self, name: str, low: float, high: float, value: float, step: float) -> gr.Slider:
@@ -267,9 +268,22 @@ def toast(language: Language, error: Exception) -> gr.Error:
 # Values as requests send them
 
 
+def is_upload(path: Any) -> bool:
+    """Whether this is a file in the folder where Gradio puts uploads and examples, links followed.
+
+    Gradio 6.31 passes other paths on where a request's picture has no `meta` beside its `path`.
+    """
+    from gradio.utils import get_upload_folder
+
+    folder = Path(get_upload_folder()).resolve()
+    return (
+        isinstance(path, str) and "\0" not in path and Path(path).resolve().is_relative_to(folder)
+    )
+
+
 def open_upload(given: Any, texts: Mapping[str, str]) -> Image:
     """Told with the upload's own name, not that of the temporary file."""
-    if not isinstance(given, Mapping) or not isinstance(given.get("path"), str):
+    if not isinstance(given, Mapping) or not is_upload(given.get("path")):
         raise Told(texts["no_picture"])
     try:
         return open_image(given["path"])

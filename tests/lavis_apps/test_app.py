@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 import string
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -213,8 +215,38 @@ def test_what_a_request_may_not_send(call: Any, english: str, chinese: str) -> N
             call(texts)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def uploads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A folder of uploads of our own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+        yield
+
+
 def upload(path: Path) -> dict[str, str]:
-    return {"path": str(path), "orig_name": f"my {path.name}"}
+    """As a request names an upload, which lies in Gradio's folder."""
+    there = Path(os.environ["GRADIO_TEMP_DIR"]) / path.name
+    there.write_bytes(path.read_bytes())
+    return {"path": str(there), "orig_name": f"my {path.name}"}
+
+
+def test_only_uploads_are_opened(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "own.png")
+    given = upload(tmp_path / "own.png")
+    assert open_upload(given, EN).size == (4, 4)
+    link = Path(given["path"]).with_name("link.png")
+    link.symlink_to(tmp_path / "own.png")
+    for path in (
+        str(tmp_path / "own.png"),
+        str(Path(given["path"]).parent / ".." / ".." / tmp_path.name / "own.png"),
+        str(link),
+        "/etc/passwd",
+        "\0",
+        None,
+        3,
+    ):
+        with pytest.raises(Told, match="Give a picture first"):
+            open_upload({"path": path}, EN)
 
 
 @pytest.fixture(scope="module")
