@@ -62,7 +62,7 @@ TOY: dict[str, dict[str, Any]] = {
         "per_device_train_batch_size": 16,
     },
     "retrieval": {
-        "max_steps": 100, "learning_rate": 3e-4, "eval_steps": 50, "save_steps": 50,
+        "max_steps": 200, "learning_rate": 3e-4, "eval_steps": 100, "save_steps": 100,
         "validation_limit": 60,  # k_test makes it the slowest of the four
     },
     "classification": {
