@@ -43,7 +43,7 @@ from shared.vqa_score import PUBLISHED_UNDER
 if TYPE_CHECKING:
     from shared.report import Report
 
-TOY_RUNS = tuple(RUNS / f"toy_retrieval_{name}" for name in ("before", "after"))
+TOY_RUNS = tuple(RUNS / "toy_pipeline" / name for name in ("retrieval", "retrieval_trained"))
 QUERIES = "R@1 over all queries"  # what the page's pairs are of; the recalls stand in its table
 
 
@@ -66,7 +66,7 @@ class CompareOptions:
         default=False, metadata={"help": "compare what is not comparable, under a red banner"}
     )
     toy: bool = field(
-        default=False, metadata={"help": "without runs: toy_retrieval_before and _after"}
+        default=False, metadata={"help": "without runs: retrieval as pipeline_toy.sh left it"}
     )
 
 
@@ -131,9 +131,7 @@ def chosen_folders(options: CompareOptions) -> list[Path]:
             return list(TOY_RUNS)
         raise MissingError(
             f"{portable_path(TOY_RUNS[0])} and {portable_path(TOY_RUNS[1])} are not both there; "
-            "they are made by\n  python lavis_apps/evaluate.py --toy --task retrieval "
-            f"--output_dir {portable_path(TOY_RUNS[0])}\n"
-            "  and, with --model TRAINED/model, in the other folder"
+            "`bash lavis_apps/pipeline_toy.sh` makes them"
         )
     finished = sorted(portable_path(path.parent) for path in RUNS.glob("**/scored.jsonl"))
     there = "\n  ".join(finished) or "none yet: evaluate.py --toy makes one"
