@@ -315,8 +315,8 @@ def test_the_toy_s_data_is_its_own():
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(folders, data, tmp_path):
-    """DDP on the CPU: captions have one loss however they are dealt. With plain gradient steps: Adam
-    would blow up the rounding noise of the keys' biases, whose gradient is 0."""
+    """DDP on the CPU: captions have one loss however they are dealt. With plain gradient steps:
+    Adam would blow up the rounding noise of the keys' biases, whose gradient is 0."""
     more = ("--augment", "none", "--validation_split", "none", "--optim", "sgd")
     argv = ["caption", folders["caption"], data["caption"]]
     main(*parse(flags(*argv, tmp_path / "one", *more)))
