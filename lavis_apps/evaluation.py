@@ -117,7 +117,8 @@ def jobs_of(task: str, samples: Sequence[Any], settings: Asking, seed: int = 0) 
     if task == "localization":
         return [
             Job(sample.question, settings.sentence.format(sample.question.answer_type), {
-                "boxes": sample.boxes, "size": sample.size, "chance": round(sample.chance, DIGITS),
+                "boxes": sample.boxes, "other_boxes": sample.others, "size": sample.size,
+                "chance": round(sample.chance, DIGITS),
             })
             for sample in samples
         ]  # fmt: skip
@@ -294,7 +295,7 @@ def _localization(model: Any, settings: Asking) -> Ask:
     import numpy as np
 
     from lavis_apps.localization import Localizer
-    from lavis_apps.pointing import point
+    from lavis_apps.pointing import elsewhere, point
 
     localizer = Localizer(model)
 
@@ -306,11 +307,13 @@ def _localization(model: Any, settings: Asking) -> Ask:
             wanted = str(job.question.answer_type).lower().split()
             grids = [word.grid for word in own.words if word.word.lower() in wanted]
             grid = np.mean(grids, axis=0) if grids else own.average
-            result = point(grid, [tuple(box) for box in job.details["boxes"]], image.size)
+            result = point(grid, job.details["boxes"], image.size)
+            other = elsewhere(grid, job.details["other_boxes"], image.size)
             details = {
                 "hit": round(result.hit, DIGITS),
                 "chance": round(result.chance, DIGITS),
                 "energy": None if result.energy is None else round(result.energy, DIGITS),
+                "elsewhere": None if other is None else round(other, DIGITS),
                 "itm": round(own.probability, DIGITS),
             }
             said.append((_said("hit" if result.hit == 1 else "miss", None), details))

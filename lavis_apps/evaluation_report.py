@@ -59,7 +59,10 @@ HOW = {
     "matching": "Each picture with its first caption and with a caption of another picture. AUROC: "
     "how often its own scores higher, ties half. That other caption may be true of it too.",
     "localization": "A map hits where its highest place lies in a box of the category; places that "
-    "share the maximum count by their share. Pointing anywhere would hit as the boxes' share.",
+    "share the maximum count by their share. Pointing anywhere would hit as the boxes' share, but "
+    "what stands out is mostly an object, so a map that ignores its words hits more often. The "
+    "same maps are therefore held against the boxes of the picture's other categories, one by one: "
+    "such a map hits those as often as the named ones.",
 }
 
 
@@ -113,6 +116,8 @@ def tiles(metrics: Mapping[str, Any]) -> list[Tile]:
         if ratio["value"] is not None:
             limits = "" if ratio["low"] is None else f"[{ratio['low']:.2f}, {ratio['high']:.2f}]"
             found.append(Tile("hits over that share", f"{ratio['value']:.2f}", limits))
+        difference = metrics["named_against_others"]["difference"]
+        found.append(_tile("hits on the named minus on others", difference))
     return [*found, Tile("Errors / empty / cut",
                          f"{counts['errors']} / {counts['empty']} / {counts['cut']}")]  # fmt: skip
 
@@ -237,7 +242,12 @@ def localization_blocks(metrics: Mapping[str, Any]) -> list[Block]:
         ("boxes' share of the area", metrics["boxes_share"]),
         ("of the map inside the boxes", metrics["energy"]),
     ]
+    several = metrics["named_against_others"]
+    names = {"named": "hits on the category named", "others": "hits on one of the others",
+             "difference": "difference, points"}  # fmt: skip
     return [figure_table(rows),
+            figure_table([(name, several[key]) for key, name in names.items()],
+                         "Pictures with several categories: does the map follow its words?"),
             figure_table(list(metrics["per_answer_type"].items()), "By category")]  # fmt: skip
 
 

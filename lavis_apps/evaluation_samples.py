@@ -30,10 +30,11 @@ TRIES = 20  # draws of another picture whose caption is none of the picture's ow
 
 @dataclass(frozen=True)
 class BoxSample:
-    """A picture and one category in it; `boxes` are x, y, width, height in pixels."""
+    """A picture and one category in it; boxes are x, y, width, height in pixels."""
 
     question: Question  # `answer_type` is the category
     boxes: tuple[Box, ...]
+    others: tuple[tuple[Box, ...], ...]  # of each other category of the picture
     size: tuple[int, int]  # width, height, as the annotations say
     chance: float  # the boxes' share of the area
 
@@ -65,21 +66,26 @@ def load_boxes(data_root: Path, split: str, categories: Sequence[str] | None = N
     problems: list[str] = []
     for image_id, boxed in found.by_image().items():
         entry = found.images[image_id]
+        size = (entry.width, entry.height)
+        image_name = f"{split}/{entry.file_name}"
+        boxes_of: dict[int, tuple[Box, ...]] = {}
+        chances: dict[int, float] = {}
         for key in dict.fromkeys(a.category_id for a in boxed if not a.crowd):
             if key not in names or (categories and names[key] not in categories):
                 continue
             boxes = tuple(a.box for a in boxed if a.category_id == key)
-            inside = covered(boxes, (entry.width, entry.height))
+            inside = covered(boxes, size)
             if not inside.any():
                 problems.append(f"{entry.file_name}: no box of {names[key]} lies in the picture")
                 continue
-            name = f"{split}/{entry.file_name}"
+            boxes_of[key], chances[key] = boxes, float(inside.mean())
+        for key, boxes in boxes_of.items():
             question = Question(
-                sample_id=f"{image_id}-{key}", image=data_root / name, image_name=name,
+                sample_id=f"{image_id}-{key}", image=data_root / image_name, image_name=image_name,
                 image_id=image_id, question=names[key], answer_type=names[key],
             )  # fmt: skip
-            size = (entry.width, entry.height)
-            samples.append(BoxSample(question, boxes, size, float(inside.mean())))
+            others = tuple(own for other, own in boxes_of.items() if other != key)
+            samples.append(BoxSample(question, boxes, others, size, chances[key]))
     if not samples:
         raise UserError(f"{path}: no picture with a box of these categories")
     return TaskData(f"{data_root.name}_{split}", samples, problems)

@@ -96,10 +96,15 @@ def _matching(metrics: Figures) -> list[str]:
 def _localization(metrics: Figures) -> list[str]:
     ratio = metrics["ratio"]
     limits = "" if ratio.get("low") is None else f" [{ratio['low']}, {ratio['high']}]"
+    several = metrics["named_against_others"]
     return [
         f"  the boxes' share of the area: {percent(metrics['boxes_share'])}",
         f"  hits over that share: {ratio['value']}{limits}",
         f"  of the map inside the boxes: {percent(metrics['energy'])}",
+        "  in pictures with several categories: hits on the one named "
+        f"{percent(several['named'])},",
+        f"    on the others {percent(several['others'])},",
+        f"    difference {percent(several['difference'])}; 0: the map ignores its text",
     ]
 
 

@@ -4,10 +4,10 @@ A map is enlarged to its picture; it hits when its maximum is inside any of the 
 al. 2016, arXiv 1608.00507, without their 15 pixels of tolerance). By chance it would as often as
 the boxes' share of the picture's area, so the hit rate is told beside that share and as a multiple
 of it. The energy is the share of the whole map inside the boxes (H. Wang et al. 2020, arXiv
-1910.01279). In pictures of several categories `named_against_others` asks more: whether the map
-follows its text. Pure functions of maps and boxes, no torch.
+1910.01279). Neither tells whether a map follows its text or shows whatever stands out: that needs
+`elsewhere`. Pure functions of maps and boxes, no torch; scoring_itm.py makes the figures.
 
-    pointing_game(maps, boxes, sizes, image_ids).ratio
+    point(grid, boxes, size).hit
     python lavis_apps/evaluate.py --task localization --data_root data/coco2017 [--toy]
 
 Reads and writes nothing.
@@ -20,14 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shared.significance import (
-    FEW_CLUSTERS,
-    N_RESAMPLES,
-    Interval,
-    PairedComparison,
-    compare_paired,
-    score_interval,
-)
+from shared.significance import FEW_CLUSTERS, N_RESAMPLES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,23 +36,6 @@ class Pointing:
     hit: float  # 1 or 0; between them when the maximum is shared by places inside and outside
     chance: float  # the boxes' share of the picture's area
     energy: float | None  # None for a map of zeros
-
-
-@dataclass(frozen=True)
-class PointingGame:
-    """Means over maps, with 95 % intervals over pictures. None: nothing to say, `note` why."""
-
-    n: int
-    n_images: int
-    n_flat: int  # maps without any difference; they hit as chance does
-    hit_rate: Interval
-    chance: float | None
-    ratio: float | None  # hit rate / chance
-    ratio_low: float | None
-    ratio_high: float | None
-    energy: Interval
-    rows: tuple[Pointing, ...]
-    note: str | None = None
 
 
 def point(grid: np.ndarray, boxes: Iterable[Box], size: tuple[int, int]) -> Pointing:
@@ -128,64 +104,17 @@ def is_flat(grid: np.ndarray) -> bool:
     return bool(grid.max() == grid.min())
 
 
-def pointing_game(
-    maps: Sequence[np.ndarray],
-    boxes: Sequence[Sequence[Box]],
-    sizes: Sequence[tuple[int, int]],
-    image_ids: Sequence[int | str],
-) -> PointingGame:
-    """Map i against the boxes i of its category on a picture of `sizes[i]` (width, height).
+def elsewhere(
+    grid: np.ndarray, others: Sequence[Sequence[Box]], size: tuple[int, int]
+) -> float | None:
+    """How often the map hits what its text does not name: the mean hit on the boxes of each other
+    category of the picture; None where it has no other.
 
-    A picture with several categories has several maps: `image_ids` keeps them together where
-    intervals resample pictures. Raises ValueError, with the row, as `point` does, and for unequal
-    lengths.
+    The mean, not the union: a map that ignores the text, asked for each category of a picture, then
+    hits the named ones exactly as often as the others, however many there are.
     """
-    rows = []
-    for i, (grid, own, size, _) in enumerate(zip(maps, boxes, sizes, image_ids, strict=True)):
-        try:
-            rows.append(point(grid, own, size))
-        except ValueError as error:
-            raise ValueError(f"map {i} (picture {image_ids[i]}): {error}") from error
-    hits = [row.hit for row in rows]
-    chances = [row.chance for row in rows]
-    with_energy = [i for i, row in enumerate(rows) if row.energy is not None]
-    hit_rate = score_interval(hits, image_ids)
-    low, high, note = ratio_interval(hits, chances, image_ids)
-    return PointingGame(
-        n=len(rows),
-        n_images=len(set(image_ids)),
-        n_flat=sum(is_flat(grid) for grid in maps),
-        hit_rate=hit_rate,
-        chance=sum(chances) / len(rows) if rows else None,
-        ratio=sum(hits) / sum(chances) if rows else None,
-        ratio_low=low,
-        ratio_high=high,
-        energy=score_interval(
-            [rows[i].energy or 0.0 for i in with_energy], [image_ids[i] for i in with_energy]
-        ),
-        rows=tuple(rows),
-        note=note,
-    )
-
-
-def named_against_others(
-    maps: Sequence[np.ndarray],
-    named: Sequence[Sequence[Box]],
-    others: Sequence[Sequence[Box]],
-    sizes: Sequence[tuple[int, int]],
-    image_ids: Sequence[int | str],
-) -> PairedComparison:
-    """Whether maps follow their text, or show anything that stands out.
-
-    For pictures with several categories: hits on the boxes of the named category minus hits of the
-    same maps on those of the others, in 0..1. A map that ignores the text has a high ratio in the
-    pointing game and a difference around 0 here. Raises ValueError as `point` does.
-    """
-    hits, elsewhere = (
-        [point(*row).hit for row in zip(maps, boxes, sizes, strict=True)]
-        for boxes in (named, others)
-    )
-    return compare_paired(elsewhere, hits, image_ids)
+    hits = [point(grid, boxes, size).hit for boxes in others]
+    return sum(hits) / len(hits) if hits else None
 
 
 def ratio_interval(

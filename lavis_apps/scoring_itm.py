@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lavis_apps.pointing import ratio_interval
 from shared.estimates import by_group, estimate
-from shared.significance import FEW_CLUSTERS, N_RESAMPLES
+from shared.significance import FEW_CLUSTERS, N_RESAMPLES, compare_paired
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,13 +142,17 @@ def score_matching(
 def score_localization(
     records: Sequence[Record], seed: int = 0
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows (`score` 1 for a hit) and figures of the pointing game; an error is a miss."""
+    """Rows (`score` 1 for a hit) and figures of the pointing game; an error is a miss.
+
+    The ratio of hits and boxes' share flatters: objects stand out, so a map that ignores its text
+    is above 1 too. `named_against_others` tells whether it follows the text.
+    """
     rows = [
         {
             "sample_id": r["sample_id"], "image_id": r["image_id"],
             "question_type": r["question_type"], "answer_type": r["answer_type"],
             "score": r["hit"] if r["status"] == "ok" else 0.0,
-            "chance": r["chance"], "energy": r.get("energy"),
+            "chance": r["chance"], "energy": r.get("energy"), "elsewhere": r.get("elsewhere"),
         }
         for r in records
     ]  # fmt: skip
@@ -161,6 +165,7 @@ def score_localization(
         "accuracy": estimate(hits, pictures, nothing),
         "boxes_share": estimate(shares, pictures, nothing),
         "ratio": _ratio(hits, shares, pictures, seed),
+        "named_against_others": named_against_others(rows, seed),
         "energy": estimate(
             [row["energy"] for row in known], [row["image_id"] for row in known], "no map"
         ),
@@ -179,15 +184,38 @@ def _ratio(
     return _figure(value, low, high, len(hits), pictures, note, digits=3)
 
 
+def named_against_others(rows: Sequence[Record], seed: int) -> dict[str, dict[str, Any]]:
+    """Of pictures with several categories, in percent: hits on the category that the text names,
+    the same maps' hits on the others (`pointing.elsewhere`), and the difference, 0 for a map that
+    ignores its text. Errors have no map and are left out."""
+    known = [row for row in rows if row["elsewhere"] is not None]
+    pictures = [row["image_id"] for row in known]
+    named, others = ([row[key] for row in known] for key in ("score", "elsewhere"))
+    reason = "no map of a picture with several categories"
+    figures = {
+        "named": estimate(named, pictures, reason),
+        "others": estimate(others, pictures, reason),
+        "difference": {"value": None, "n": 0, "reason": reason},
+    }
+    if known:
+        found = compare_paired(others, named, pictures, seed=seed)
+        low, high = (None if v is None else 100 * v for v in (found.low, found.high))
+        figures["difference"] = _figure(
+            100 * found.difference, low, high, found.n, pictures,
+            found.note and found.note.replace("cluster", "picture"), digits=2,
+        )  # fmt: skip
+    return figures
+
+
 def _figure(
     value: float, low: float | None, high: float | None, n: int, pictures: Sequence[Any],
     note: str | None, *, digits: int,
 ) -> dict[str, Any]:  # fmt: skip
     """As `estimate` has it; a percentile interval of few pictures may leave out its own figure."""
     return {
-        "value": round(value, digits),
-        "low": None if low is None else round(min(low, value), digits),
-        "high": None if high is None else round(max(high, value), digits),
+        "value": round(value, digits) + 0.0,  # no -0.0
+        "low": None if low is None else round(min(low, value), digits) + 0.0,
+        "high": None if high is None else round(max(high, value), digits) + 0.0,
         "n": n,
         "n_pictures": len(set(pictures)),
     } | ({"note": note} if note else {})

@@ -276,12 +276,12 @@ def test_classification_of_folders(folders, tmp_path):
     assert read_json(run / "config.json")["asked"]["templates"] == "A picture of {}"
 
 
-def test_localization_of_boxes(folders, tmp_path):
+def test_localization_of_boxes(folders, tmp_path, capsys):
     root = tmp_path / "coco2017"
     for i in range(3):
         noise(root / "val2017" / f"{i}.jpg", i)
     boxes = [(0, 1, [0, 0, 16, 32], 0), (0, 1, [0, 0, 8, 8], 0), (1, 2, [8, 8, 16, 16], 0),
-             (2, 1, [0, 0, 9, 9], 1)]  # fmt: skip
+             (2, 1, [0, 0, 9, 9], 1), (0, 2, [16, 0, 16, 16], 0)]  # fmt: skip
     write_json(root / "annotations" / "instances_val2017.json", {
         "images": [{"id": i, "file_name": f"{i}.jpg", "width": 32, "height": 32}
                    for i in range(3)],
@@ -293,11 +293,23 @@ def test_localization_of_boxes(folders, tmp_path):
     })  # fmt: skip
     found = load_boxes(root, "val2017")
     # two boxes of one category are one sample, a crowd alone is none; overlaps count once
-    assert [(s.sample_id, s.chance) for s in found.samples] == [("0-1", 0.5), ("1-2", 0.25)]
+    assert [(s.sample_id, s.chance) for s in found.samples] == [
+        ("0-1", 0.5), ("0-2", 0.25), ("1-2", 0.25)
+    ]  # fmt: skip
+    star, square, alone = (sample.others for sample in found.samples)
+    assert star == (found.samples[1].boxes,)
+    assert square == (found.samples[0].boxes,)
+    assert alone == ()
     run = tmp_path / "run"
     main(options("localization", folders("matching"), root, run, split="val2017"))
     metrics = read_json(run / "metrics.json")
-    assert metrics["boxes_share"]["value"] == 37.5
+    assert metrics["boxes_share"]["value"] == pytest.approx(100 / 3, abs=0.01)
+    several = metrics["named_against_others"]
+    assert several["difference"]["n"] == 2
+    printed = capsys.readouterr().out
+    assert f"hits on the one named {several['named']['value']:.2f} %" in printed
+    assert "0: the map ignores its text" in printed
+    assert "does the map follow its words?" in (run / "report.html").read_text("utf-8")
     assert set(metrics["per_answer_type"]) == {"star", "square"}
     with pytest.raises(UserError, match="--categories moon"):
         load_boxes(root, "val2017", ["moon"])

@@ -3,13 +3,7 @@
 import numpy as np
 import pytest
 
-from lavis_apps.pointing import (
-    covered,
-    named_against_others,
-    point,
-    pointing_game,
-    ratio_interval,
-)
+from lavis_apps.pointing import covered, elsewhere, point, ratio_interval
 
 
 def peak(row: int, column: int, side: int = 4) -> np.ndarray:
@@ -77,40 +71,22 @@ def test_wrong_maps_and_boxes_are_named() -> None:
         point(peak(0, 0), [], (10, 10))
     grid = peak(0, 0)
     grid[1, 1] = np.nan
-    with pytest.raises(ValueError, match=r"map 1 \(picture b\): a map with nan"):
-        pointing_game([peak(0, 0), grid], [[(0, 0, 5, 5)]] * 2, [(10, 10)] * 2, ["a", "b"])
-    with pytest.raises(ValueError, match="argument"):
-        pointing_game([peak(0, 0)], [], [(10, 10)], ["a"])
+    with pytest.raises(ValueError, match="a map with nan"):
+        point(grid, [(0, 0, 5, 5)], (10, 10))
 
 
-def test_the_game() -> None:
-    maps = [peak(0, 0), peak(3, 3), peak(0, 0), np.zeros((4, 4))]
-    boxes = [[(0, 0, 20, 20)], [(0, 0, 20, 20)], [(0, 0, 40, 20)], [(0, 0, 20, 20)]]
-    game = pointing_game(maps, boxes, [(40, 40)] * 4, ["a", "a", "b", "c"])
-    assert (game.n, game.n_images, game.n_flat) == (4, 3, 1)
-    assert [row.hit for row in game.rows] == [1, 0, 1, 0.25]
-    assert game.hit_rate.mean == pytest.approx(2.25 / 4)
-    assert game.chance == pytest.approx((0.25 + 0.25 + 0.5 + 0.25) / 4)
-    assert game.ratio == pytest.approx(2.25 / 1.25)
-    assert game.energy.n == 3  # the map of zeros has none
-    assert game.energy.mean == pytest.approx(2 / 3, abs=0.06)
-    assert game.ratio_low is not None
-    assert game.ratio_high is not None
-    assert game.ratio_low <= game.ratio <= game.ratio_high
-    assert game.note == "only 3 pictures: the interval is too narrow"
-
-
-def test_named_against_others() -> None:
-    left, right, size = [(0, 0, 20, 40)], [(20, 0, 20, 40)], (40, 40)
-    follows = [peak(0, 0), peak(0, 3)] * 6
-    named, others = [left, right] * 6, [right, left] * 6
-    sizes, ids = [size] * 12, [k // 2 for k in range(12)]
-    found = named_against_others(follows, named, others, sizes, ids)
-    assert (found.difference, found.wins, found.losses) == (1.0, 12, 0)
-    # the same map whatever the text: as often right as wrong, though half of all hits are
-    salient = named_against_others([peak(0, 0)] * 12, named, others, sizes, ids)
-    assert (salient.difference, salient.wins, salient.losses) == (0.0, 6, 6)
-    assert salient.n_clusters == 6
+def test_a_map_that_ignores_its_text_hits_named_and_others_alike() -> None:
+    size = (40, 40)
+    left, middle, right = ([(x, 0, w, 40)] for x, w in ((0, 20), (10, 20), (20, 20)))
+    assert elsewhere(peak(0, 0), [right], size) == 0
+    assert elsewhere(peak(0, 3), [right], size) == 1
+    assert elsewhere(peak(0, 3), [left, right], size) == 0.5
+    assert elsewhere(peak(0, 3), [], size) is None
+    boxes = [left, middle, right]  # overlapping ones, asked for one after the other
+    for grid in (peak(0, 0), peak(0, 1), peak(2, 3)):
+        named = [point(grid, own, size).hit for own in boxes]
+        others = [elsewhere(grid, [o for o in boxes if o is not own], size) for own in boxes]
+        assert sum(named) == pytest.approx(sum(others))
 
 
 def test_the_interval_resamples_pictures() -> None:
@@ -130,23 +106,9 @@ def test_the_interval_resamples_pictures() -> None:
     assert ratio_interval(hits, chances, ids) == once  # same seed, same interval
 
 
-def test_always_right_has_an_interval_of_its_hits() -> None:
-    count = 20
-    game = pointing_game(
-        [peak(0, 0)] * count, [[(0, 0, 10, 10)]] * count, [(40, 40)] * count, list(range(count))
+def test_no_interval_of_one_picture() -> None:
+    assert ratio_interval([1.0], [0.25], ["a"]) == (None, None, "1 picture(s): no interval")
+    assert ratio_interval([], [], []) == (None, None, "0 picture(s): no interval")
+    assert ratio_interval([1.0, 0.0], [0.25, 0.25], [1, 2])[2] == (
+        "only 2 pictures: the interval is too narrow"
     )
-    assert game.hit_rate.mean == 1
-    assert game.hit_rate.low < 0.9  # Wilson's
-    assert game.ratio == pytest.approx(16)
-
-
-def test_nothing_to_say() -> None:
-    empty = pointing_game([], [], [], [])
-    assert empty.hit_rate.mean is None
-    assert empty.ratio is None
-    assert empty.ratio_low is None
-    assert empty.note == "0 picture(s): no interval"
-    one = pointing_game([peak(0, 0)], [[(0, 0, 10, 10)]], [(40, 40)], ["a"])
-    assert one.ratio == pytest.approx(16)
-    assert (one.ratio_low, one.ratio_high) == (None, None)
-    assert one.note == "1 picture(s): no interval"

@@ -235,6 +235,32 @@ def test_pointing_game_is_hits_over_the_boxes_share():
     assert metrics["boxes_share"]["value"] == 20.0
     assert metrics["ratio"]["value"] == 2.5
     assert metrics["ratio"]["low"] <= 2.5 <= metrics["ratio"]["high"]
+    assert metrics["named_against_others"]["difference"]["value"] is None
+
+
+def test_hits_on_the_named_are_held_against_hits_on_the_others():
+    def pointed(key: str, hit: float | None, elsewhere: float | None) -> dict:
+        extra = {} if hit is None else {"hit": hit, "energy": 0.4, "elsewhere": elsewhere}
+        return record(key, None if hit is None else "hit", image_id=key[0], chance=0.25,
+                      answer_type="star", **extra)  # fmt: skip
+
+    follows = [pointed(f"{p}{i}", 1.0, 0.5 if p == "a" else 0.0) for p in "abc" for i in "12"]
+    alone, broken = pointed("d", 1.0, None), pointed("e", None, None)
+    rows, metrics = score_task("localization", [*follows, alone, broken], expected=8)
+    found = metrics["named_against_others"]
+    assert rows[0]["elsewhere"] == 0.5
+    assert found["named"]["value"] == 100.0
+    assert found["others"]["value"] == 16.67
+    assert found["difference"]["value"] == 83.33
+    assert found["difference"]["low"] < 83.33 < found["difference"]["high"]
+    assert {figure["n"] for figure in found.values()} == {6}  # no single one, no error
+
+    salient = [pointed(f"{p}{i}", hit, 1 - hit) for p in "abc" for i, hit in enumerate((1.0, 0.0))]
+    _, metrics = score_task("localization", salient, expected=6)
+    assert metrics["ratio"]["value"] == 2.0  # well above chance, whatever the text
+    difference = metrics["named_against_others"]["difference"]
+    assert difference["value"] == 0.0
+    assert difference["low"] is None  # every picture has the same
 
 
 # classification -------------------------------------------------------------------------------
