@@ -113,7 +113,8 @@ class RecordWriter:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             repair_records(path)
-            self._file = path.open("a", encoding="utf-8")
+            # a file's name that is no UTF-8 becomes JSON's \udcXX, which reads back as that name
+            self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
