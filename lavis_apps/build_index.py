@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from lavis_apps.settings import RUNS, TOY_SETS, default_model
+from lavis_apps.settings import RUNS, TOY_IMAGES, TOY_INDEX, default_model
 from shared.options import ToyOptions, UserError, guarded, manifest_value, parse_options
 
-TOY_IMAGES = TOY_SETS / "vqav2" / "val2014"
 TOLD = 10  # unreadable pictures named on the screen
 
 
@@ -55,7 +54,7 @@ def prepare_toy() -> None:
     """Draw the toy pictures (about ten seconds, once)."""
     from shared.toy_world.build import ensure_vqav2
 
-    ensure_vqav2(TOY_SETS / "vqav2")
+    ensure_vqav2(TOY_IMAGES.parent)
 
 
 def drawn(root: Path) -> bool:
@@ -74,7 +73,8 @@ def main(options: IndexOptions) -> None:
     if options.images is None:
         raise UserError("give the folder of pictures with --images (or --toy)")
     root = Path(options.images)
-    output = Path(options.output) if options.output else RUNS / f"index_{root.resolve().name}"
+    own = TOY_INDEX if root == TOY_IMAGES else RUNS / f"index_{root.resolve().name}"
+    output = Path(options.output) if options.output else own
     identity = model_identity(options.model, options.adapter)
     if options.dry_run:
         plan = make_plan(root, output, identity)

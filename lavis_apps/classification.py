@@ -139,6 +139,8 @@ class Classifier:
             )
         if temperature is not None and not temperature > 0:
             raise UserError(f"temperature {temperature}: a number above 0")
+        if temperature is not None and self.scoring == "itm":
+            raise UserError("temperature: of the cosine alone; scoring itm has the head's logits")
         self.temperature = self.family.temperature if temperature is None else temperature
         self.prepared: Prepared | None = None
 
@@ -206,7 +208,8 @@ class Classifier:
                 raise UserError(f"template {template!r}: it needs {{}} where the class goes")
         raw = [[t.replace("{}", name.strip()) for t in chosen] for name in classes]
         sentences = [checked_texts(own, self.family.process) for own in raw]
-        checked_texts(classes, self.family.process)  # a class without a word, inside its sentence
+        # a class without a word, inside its sentence
+        checked_texts(classes, self.family.process, what="class")
         first: dict[str, int] = {}
         for number, own in enumerate(sentences, start=1):
             before = first.setdefault("\n".join(own), number)
@@ -284,7 +287,9 @@ def read_classes(path: Path) -> ClassList:
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     first: dict[str, tuple[int, str]] = {}
     duplicates = []
@@ -315,7 +320,7 @@ def write_csv(
     written = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written.open("w", encoding="utf-8", newline="") as file:
+        with written.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             rows = csv.writer(file)
             rows.writerow([*header, "error"])
             for name, answer in answers:

@@ -77,9 +77,11 @@ def read_lines(path: str | Path) -> list[str]:
     """The lines of a file that hold something. Raises UserError where it cannot be read or has
     none."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error})") from error
     found = [line.strip() for line in lines if line.strip()]
     if not found:
         raise UserError(f"{path}: no line with a word in it")

@@ -172,7 +172,9 @@ class ParquetFile:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        arrays = {"image": pa.array(list(names), pa.string())}
+        # Parquet's texts are UTF-8, names of files may be anything
+        texts = [name.encode("utf-8", "backslashreplace").decode() for name in names]
+        arrays = {"image": pa.array(texts, pa.string())}
         for name, array in rows.items():
             self.shapes[name] = list(array.shape[1:])
             flat = pa.array(array.reshape(-1))

@@ -202,16 +202,18 @@ def blip_temperature(*folders: Path) -> float:
     return next((float(value) for value in said if value), INITIAL_TEMPERATURE)
 
 
-def checked_texts(texts: str | Sequence[str], process: Callable[[str], str]) -> list[str]:
+def checked_texts(
+    texts: str | Sequence[str], process: Callable[[str], str], what: str = "text"
+) -> list[str]:
     """The texts as the model's text processor makes them. Raises UserError for none, or an empty
-    one."""
+    one; `what` they are called there."""
     given = as_list(texts)
     if not given:
-        raise UserError("no text given: at least one is needed")
+        raise UserError(f"no {what} given: at least one is needed")
     done = [process(text) for text in given]
     for number, (text, made) in enumerate(zip(given, done, strict=True), start=1):
         if not made.strip():
-            which = f"text {number} of {len(given)}" if len(given) > 1 else "the text"
+            which = f"{what} {number} of {len(given)}" if len(given) > 1 else f"the {what}"
             rest = f"has no word: {text[:20]!r}" if text.strip() else "is empty"
             raise UserError(f"{which} {rest}; give a few words")
     return done

@@ -21,20 +21,29 @@ from __future__ import annotations
 
 import json
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from lavis_apps.pictures import chosen_pictures
-from lavis_apps.predict_settings import TOY_IMAGES, PredictOptions
+from lavis_apps.predict_settings import PredictOptions
+from lavis_apps.settings import TOY_IMAGES, TOY_INDEX, TOY_MODELS
 from shared.images import IMAGE_SUFFIXES
 from shared.options import UserError, guarded, parse_options
 from shared.output_files import check_output, new_file
 
+LONGEST = 500  # characters of a text on the screen; --json has the whole
+
 
 def main(options: PredictOptions) -> None:
+    if isinstance(sys.stdout, TextIOWrapper):
+        # a file's name that is no UTF-8 becomes JSON's \\udcXX, which reads back as that name
+        sys.stdout.reconfigure(errors="backslashreplace")
     pictures = pictures_of(options)
     lines_file = options.output if (options.output or "").endswith(".jsonl") else None
     check_output(lines_file, (options.classes_file, options.candidates_file), pictures)
+    if options.index == str(TOY_INDEX):
+        ensure_toy_index()
     if options.dry_run:
         print_plan(options, pictures)
         return
@@ -130,7 +139,7 @@ def readable(row: dict[str, Any]) -> str:
     parts = []
     for name, value in shown.items():
         if name == "top":
-            first = [one.get("answer") or one.get("label") for one in value]
+            first = [shortened(one.get("answer", one.get("label"))) or "(empty)" for one in value]
             parts.append("top: " + ", ".join(
                 f"{text} {one['probability']:.3f}" for text, one in zip(first, value, strict=True)
             ))  # fmt: skip
@@ -141,12 +150,16 @@ def readable(row: dict[str, Any]) -> str:
         elif isinstance(value, float):
             parts.append(f"{name} {value:.4f}")
         elif name in ("caption", "answer", "label"):
-            parts.append(str(value) or "(empty)")
+            parts.append(shortened(value) or "(empty)")
         elif name == "synthetic":
             parts.append("(SYNTHETIC: a toy)")
         else:
-            parts.append(f"{name} {value}")
+            parts.append(f"{name} {shortened(value) if name in ('text', 'question') else value}")
     return f"{head}: {'; '.join(parts)}" if head else "; ".join(parts)
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def shape(value: list[Any]) -> str:
@@ -162,6 +175,18 @@ def prepare_toy() -> None:
     from shared.toy_world.build import ensure_vqav2
 
     ensure_vqav2(TOY_IMAGES.parent)
+
+
+def ensure_toy_index() -> None:
+    """What `build_index.py --toy` writes, built where it is missing (in seconds)."""
+    from lavis_apps.features import open_embedder
+    from lavis_apps.index import MANIFEST, model_identity
+    from lavis_apps.index_building import build
+
+    if not (TOY_INDEX / MANIFEST).is_file():
+        model = str(TOY_MODELS["matching"])
+        identity = model_identity(model)
+        build(TOY_IMAGES, TOY_INDEX, identity, lambda: open_embedder(model), synthetic=True)
 
 
 if __name__ == "__main__":

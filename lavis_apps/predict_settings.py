@@ -12,14 +12,19 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from lavis_apps.settings import PUBLISHED_MODELS, RUNS, TASKS, TOY_MODELS, TOY_SETS, default_model
+from lavis_apps.settings import (
+    PUBLISHED_MODELS,
+    TASKS,
+    TOY_IMAGES,
+    TOY_INDEX,
+    TOY_MODELS,
+    default_model,
+)
 from shared.options import ToyOptions, UserError
 
-TOY_IMAGES = TOY_SETS / "vqav2" / "val2014"
 TOY_LIMIT = 4  # pictures that --toy looks at where none are named
 TOY_TEXTS = ("a red square", "a blue star")
 TOY_QUESTION = "How many shapes are there?"
-TOY_INDEX = RUNS / f"index_{TOY_IMAGES.name}"  # where build_index.py --toy writes
 SUFFIXES = {"classification": (".csv", ".jsonl"), "features": (".npz", ".parquet")}
 # what --n is where it is not given
 HOW_MANY = {"caption": 1, "vqa": 5, "classification": 5, "search": 24}
@@ -269,6 +274,7 @@ class PredictOptions(
                 raise UserError(f"--{name} {value}: at least {least}")
         if self.toy:
             fill_in_toy(self)
+        refuse_without_effect(self)
         if self.n is None:
             self.n = HOW_MANY.get(self.task)
         if self.model is None and self.task != "search":
@@ -309,6 +315,9 @@ class PredictOptions(
                 raise UserError(f"--output {self.output}: {' or '.join(suffixes)} for this task")
             if self.task == "features" and not self.image:
                 raise UserError("--output of features holds pictures: give --image")
+            own = self.classes_file
+            if own is not None and Path(self.output).resolve() == Path(own).resolve():
+                raise UserError(f"--output {self.output} is the file of the classes: give another")
         if self.tokens and self.output is None:
             raise UserError("--tokens needs --output FILE.npz or FILE.parquet")
         drawn = {"vqa": self.attention, "search": self.localize}.get(self.task, True)
@@ -331,6 +340,27 @@ def refuse_unused(options: PredictOptions) -> None:
                     f"--{one.name} is not used by --task {options.task}; it belongs to "
                     f"{', '.join(group.TASKS)}"
                 )
+
+
+def refuse_without_effect(options: PredictOptions) -> None:
+    """Raises UserError for an option, other than by default, that another one switches off."""
+    caption, itm = options.task == "caption", options.scoring == "itm"
+    nucleus = options.method == "nucleus"
+    ranks = bool(options.candidates or options.candidates_file)
+    off = (
+        (caption and not nucleus, ("top_p", "temperature", "seed"), "needs --method nucleus"),
+        (caption and nucleus, ("num_beams", "length_penalty"), "needs --method beam"),
+        (ranks, ("num_beams", "max_length", "min_length"), "is of generated answers"),
+        (not ranks, ("ranked",), "needs --candidates or --candidates_file"),
+        (itm, ("temperature",), "is of cosines, not of --scoring itm"),
+        (not (options.query and options.image), ("text_weight",), "needs --query and --image"),
+        (not (options.rerank or options.localize), ("reranker",), "needs --rerank or --localize"),
+    )
+    defaults = {one.name: one.default for one in fields(options)}
+    for is_off, flags, why in off:
+        for name in flags if is_off else ():
+            if getattr(options, name) != defaults[name]:
+                raise UserError(f"--{name} {why}")
 
 
 def fill_in_toy(options: PredictOptions) -> None:

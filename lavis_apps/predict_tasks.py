@@ -1,7 +1,8 @@
 """What predict.py does for each task: opens the model, yields one result (a dict) after another.
 
 Every function takes the options and the pictures and yields rows for `--json` and `--output`: each
-has `image` (the path as given), what the task found, and `synthetic` where the model is a toy. A
+has `image` (the path as given; of a search, inside the index's folder), what the task found, and
+`synthetic` where the model or the index is a toy's. A
 picture that cannot be opened is a row with `error`, in its place, and the rest goes on.
 
 Used by predict.py. Reads pictures and models; writes what `--output_dir` and the outputs that are
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavis_apps.evaluation_settings import read_lines
 from lavis_apps.pictures import opened
 from lavis_apps.predict_settings import PredictOptions
 from lavis_apps.processors import blip_question
@@ -61,17 +63,13 @@ def rows_of(
                 yield {"image": str(path)} | row | mark
 
 
+def numbers(grid: np.ndarray) -> list[list[float]]:
+    """A grid for JSON, six digits of each number, as a map without a unit may be small all over."""
+    return [[float(f"{value:.6g}") for value in row] for row in grid.tolist()]
+
+
 def tell(note: str) -> None:
     print(note, file=sys.stderr)
-
-
-def read_lines(path: str) -> list[str]:
-    """A file's lines that are not blank. Raises UserError."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    return [line.strip() for line in lines if line.strip()]
 
 
 class Drawer:
@@ -174,7 +172,7 @@ def vqa_rows(options: PredictOptions, paths: Sequence[Path]) -> Iterator[Row]:
         if question in cut:
             made["cut"] = True
         if answer.attention is not None:
-            made["attention"] = answer.attention.round(5).tolist()
+            made["attention"] = numbers(answer.attention)
             made |= drawer.save(path, answer.attention, image)
         return made
 
@@ -264,7 +262,8 @@ def feature_rows(options: PredictOptions, paths: Sequence[Path]) -> Iterator[Row
             extractor, paths, Path(options.output), text=text, tokens=options.tokens,
             batch_size=options.batch_size, progress=len(paths) > options.batch_size,
         )  # fmt: skip
-        yield from ({"image": name, "error": why} for name, why in written.unreadable.items())
+        for name, why in written.unreadable.items():
+            yield {"image": name, "error": f"{name}: {why}"}
         mark = {"synthetic": True} if synthetic else {}
         yield {"output": options.output, "count": written.count} | mark
         return
@@ -313,8 +312,8 @@ def localization_rows(options: PredictOptions, paths: Sequence[Path]) -> Iterato
         made: Row = {
             "text": text,
             "probability": found.probability,
-            "average": found.average.round(6).tolist(),
-            "words": [{"word": w.word, "grid": w.grid.round(6).tolist()} for w in found.words],
+            "average": numbers(found.average),
+            "words": [{"word": w.word, "grid": numbers(w.grid)} for w in found.words],
         } | ({"cut": True} if found.cut else {})
         made |= drawer.save(path, found.average, image)
         if "drawing" in made:

@@ -18,6 +18,8 @@ TASKS = (
     "search",
 )
 TOY_SETS = DATA_ROOT / "toy"
+TOY_IMAGES = TOY_SETS / "vqav2" / "val2014"  # what predict.py and build_index.py --toy look at
+TOY_INDEX = RUNS / "index_toy"  # of TOY_IMAGES
 # by kind (blip.py): what a folder can do
 TOY_MODELS: dict[str, Path] = {
     "caption": DATA_ROOT / "toy_models" / "blip_caption",

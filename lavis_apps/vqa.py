@@ -27,7 +27,7 @@ Shapes: B questions, T tokens, N image tokens, D width, C candidates, V vocabula
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,7 +131,7 @@ class Answerer:
         """
         import torch
 
-        check_questions(images, questions)
+        check_questions(images, questions, blip_question if isinstance(self.model, Blip) else str)
         if candidates is not None:
             check_candidates(candidates)
         if n < 1 or ranked < 1:
@@ -178,12 +178,15 @@ def key_of(image: Image | Path | str) -> str | int:
     return str(image) if isinstance(image, str | Path) else id(image)
 
 
-def check_questions(images: Sequence[object], questions: Sequence[str]) -> None:
+def check_questions(
+    images: Sequence[object], questions: Sequence[str], process: Callable[[str], str]
+) -> None:
     if len(images) != len(questions):
         raise UserError(f"{len(questions)} questions about {len(images)} pictures")
     for number, question in enumerate(questions, start=1):
-        if not question.strip():
-            raise UserError(f"question {number} is empty")
+        if not process(question).strip():
+            rest = f"has no word: {question[:20]!r}" if question.strip() else "is empty"
+            raise UserError(f"question {number} {rest}")
 
 
 def check_candidates(candidates: Sequence[str]) -> None:

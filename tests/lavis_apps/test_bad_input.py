@@ -193,10 +193,14 @@ def test_an_empty_text_in_the_functions(blips, odd_pictures):
     image = open_image(odd_pictures / "good.png")
     with pytest.raises(UserError, match="question 1 is empty"):
         Answerer.open(blips["vqa"]).answer([image], [""])
+    with pytest.raises(UserError, match="question 1 has no word: '!!!'"):
+        Answerer.open(blips["vqa"]).answer([image], ["!!!"])
     with pytest.raises(UserError, match="the text is empty"):
         Matcher.open(blips["matching"]).match([image], [""])
     with pytest.raises(UserError, match="class 2 of 2 is empty"):
         Classifier.open(blips["matching"]).classify([image], ["a", ""])
+    with pytest.raises(UserError, match=r"class 2 of 2 has no word: '\.\.'"):
+        Classifier.open(blips["matching"]).classify([image], ["a", ".."])
     with pytest.raises(UserError, match="the text is empty"):
         FeatureExtractor.open(blips["matching"]).extract(texts=[""])
     with pytest.raises(UserError, match="no word"):

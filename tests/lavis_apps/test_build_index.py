@@ -581,6 +581,17 @@ def test_a_rehearsal_counts_and_writes_nothing(tmp_path, blip, capsys):
     assert not output.exists()
 
 
+def test_the_toys_index_is_not_where_one_of_cocos_val2014_goes(tmp_path, blip, monkeypatch, capsys):
+    coco, toy = tmp_path / "coco" / "val2014", tmp_path / "toy" / "val2014"
+    places = {"TOY_IMAGES": toy, "TOY_INDEX": tmp_path / "index_toy", "RUNS": tmp_path}
+    for name, value in places.items():
+        monkeypatch.setattr(f"lavis_apps.build_index.{name}", value)
+    for folder, index in ((coco, tmp_path / "index_val2014"), (toy, tmp_path / "index_toy")):
+        draw_pictures(folder, 1)
+        main(IndexOptions(images=str(folder), model=blip, dry_run=True))
+        assert f"index:    {index}," in capsys.readouterr().out
+
+
 def test_drawn_pictures_make_a_synthetic_index(tmp_path, blip):
     folder = draw_pictures(tmp_path / "set" / "val", 1)
     given = {"images": str(folder), "output": str(tmp_path / "index"), "model": blip}

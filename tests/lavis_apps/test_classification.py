@@ -239,7 +239,7 @@ def test_bad_input(folders: dict[str, Path]) -> None:
         ([], "no class given"),
         (["star", " "], "class 2 of 2 is empty"),
         (["star", "two", "Star "], r"class 3 \(Star\) is the same as class 1"),
-        (["star", "!!!"], "text 2 of 2 has no word"),
+        (["star", "!!!"], "class 2 of 2 has no word"),
         (["c#", "c*"], r"classes 1 and 2 \(c#, c\*\) are the same to this model: 'a picture of c'"),
         ("star", "a list of names"),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -19,6 +21,7 @@ from lavis_apps.captioning import Captioner
 from lavis_apps.matching import Matcher
 from lavis_apps.predict import main, readable
 from lavis_apps.predict_settings import GROUPS, HOW_MANY, TOY_IMAGES, PredictOptions
+from lavis_apps.predict_tasks import numbers
 from lavis_apps.settings import TASKS, TOY_MODELS
 from lavis_apps.vqa import Answerer
 from shared.options import REPO_ROOT, ToyOptions, UserError, parse_options
@@ -230,6 +233,21 @@ def test_search_by_words_and_by_a_picture(predict, tmp_path, tiny_blips, picture
         predict("search", "--index", str(index), "--image", str(shown))
 
 
+def test_the_toy_builds_its_index_once(tmp_path, monkeypatch, pictures, capsys):
+    shown, index = tmp_path / "val2014", tmp_path / "index_toy"
+    shown.mkdir()
+    pictures[0].save(shown / "a.png")
+    for name, value in (("TOY_IMAGES", shown), ("TOY_INDEX", index)):
+        for module in ("predict", "predict_settings"):
+            monkeypatch.setattr(f"lavis_apps.{module}.{name}", value)
+    argv = ["--task", "search", "--toy", "--json", "--device", "cpu"]
+    for _ in range(2):
+        main(parse_options(PredictOptions, description="", argv=argv))
+        (row,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert (row["image"], row["synthetic"]) == ("a.png", True)
+        monkeypatch.setattr("lavis_apps.index_building.build", lambda *a, **k: pytest.fail("again"))
+
+
 def test_the_output_has_the_rows_that_are_printed(predict, folder, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("an earlier run\n")
@@ -240,6 +258,48 @@ def test_the_output_has_the_rows_that_are_printed(predict, folder, tmp_path):
         predict("caption", "--image", str(folder), "--output", str(tmp_path / "rows.txt"))
     with pytest.raises(UserError, match=r".csv or .jsonl"):
         predict("classification", "--image", str(folder), "--classes", "a", "--output", "rows.npz")
+
+
+def test_a_name_that_is_no_utf8(predict, tmp_path, tiny_blips, pictures):
+    """On the screen, as lines, as tables: the picture is answered, its name comes back."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    odd = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
+    try:
+        pictures[0].save(odd, format="png")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    lines = tmp_path / "rows.jsonl"
+    argv = ["classification", "--image", str(folder), "--classes", "a star", "a square"]
+    rows, _, _ = predict(*argv, "--output", str(lines))
+    assert rows[0]["image"] == json.loads(lines.read_text("utf-8"))["image"] == str(odd)
+    predict(*argv, "--output", str(tmp_path / "rows.csv"))
+    assert "caf\\udce9.png" in (tmp_path / "rows.csv").read_text("utf-8")
+    for name in ("f.npz", "f.parquet"):
+        predict("features", "--image", str(folder), "--output", str(tmp_path / name))
+    assert np.load(tmp_path / "f.npz")["image"].tolist() == [str(odd)]
+    table = pq.read_table(tmp_path / "f.parquet")
+    assert table["image"].to_pylist()[0].endswith("caf\\udce9.png")
+
+
+def test_a_broken_picture_is_named_where_features_go_to_a_file(predict, folder, tmp_path):
+    rows, _, code = predict("features", "--image", str(folder), "--output", str(tmp_path / "f.npz"))
+    assert code == 1
+    assert readable(rows[0]) == f"left out: {folder / 'b.jpg'}: not a picture that Pillow can read"
+
+
+def test_small_maps_keep_their_digits():
+    grid = np.array([[1.23456789e-7, 0.5], [0.0, 1 / 3]], dtype=np.float32)
+    assert numbers(grid) == [[1.23457e-7, 0.5], [0.0, 0.333333]]
+
+
+def test_what_is_read_by_the_eye_is_short():
+    line = readable({"image": "a.jpg", "text": "word " * 2000, "itm": 0.5})
+    assert line.startswith("a.jpg: text word word")
+    assert line.endswith("...; itm 0.5000")
+    assert len(line) < 600
+    said = {"answer": "", "top": [{"answer": "", "probability": 0.5}]}
+    assert readable({"image": "a.jpg"} | said) == "a.jpg: (empty); top: (empty) 0.500"
 
 
 def test_nothing_usable_is_an_error(predict, folder):
@@ -275,6 +335,21 @@ def test_nothing_usable_is_an_error(predict, folder):
         (("--task", "features", "--image", "x", "--text", "a", "b"), "takes one --text"),
         (("--task", "features", "--image", "x", "--tokens"), "--tokens needs --output"),
         (("--task", "caption", "--image", "x", "--batch_size", "0"), "--batch_size 0: at least 1"),
+        (("--task", "caption", "--image", "x", "--top_p", "0.5"), "--top_p needs --method nucleus"),
+        (("--task", "caption", "--image", "x", "--temperature", "2"), "--temperature needs"),
+        (("--task", "caption", "--image", "x", "--method", "nucleus", "--num_beams", "5"),
+         "--num_beams needs --method beam"),
+        (("--task", "vqa", "--image", "x", "--question", "a", "--candidates", "b", "--max_length",
+          "5"), "--max_length is of generated answers"),
+        (("--task", "vqa", "--image", "x", "--question", "a", "--ranked", "5"), "--ranked needs"),
+        (("--task", "classification", "--image", "x", "--classes", "a", "--scoring", "itm",
+          "--temperature", "2"), "--temperature is of cosines"),
+        (("--task", "search", "--index", "x", "--query", "a", "--text_weight", "0.9"),
+         "--text_weight needs --query and --image"),
+        (("--task", "search", "--index", "x", "--query", "a", "--reranker", "m"),
+         "--reranker needs --rerank or --localize"),
+        (("--task", "classification", "--image", "x", "--classes_file", "a.csv", "--output",
+          "./a.csv"), "is the file of the classes"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_go_together(argv, message):
