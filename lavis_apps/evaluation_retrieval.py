@@ -212,24 +212,20 @@ def _ranks(
     """Ranks of a query, its candidates in order and their final scores.
 
     `scores`: ITM logits of the candidates, nan where there is none. `right` by id, `equal` with
-    equal captions. The first k differ between the two truths only where cosines tie.
+    equal captions; the first k are those of `right`.
     """
     import numpy as np
 
-    def final(truth: np.ndarray) -> np.ndarray:
-        if scores is None:
-            return sims
+    final = sims
+    if scores is not None:
         among = first_by(sims, right, k)
-        values = np.full(len(sims), NOT_RANKED, dtype=np.float64)
-        values[among] = scores[among] + sims[among]
-        return values
-
-    by_id = final(right)
+        final = np.full(len(sims), NOT_RANKED, dtype=np.float64)
+        final[among] = scores[among] + sims[among]
     ranks = {
-        "rank": rank_of(by_id, right), "rank_itc": rank_of(sims, right),
-        "rank_equal": rank_of(by_id, equal), "rank_itc_equal": rank_of(sims, equal),
+        "rank": rank_of(final, right), "rank_itc": rank_of(sims, right),
+        "rank_equal": rank_of(final, equal), "rank_itc_equal": rank_of(sims, equal),
     }  # fmt: skip
-    return ranks, first_by(by_id, right, SHOWN_HITS), by_id
+    return ranks, first_by(final, right, SHOWN_HITS), final
 
 
 def _text_queries(

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lavis_apps.scoring_itm import score_localization, score_matching
-from lavis_apps.scoring_retrieval import retrieval_metrics, score_retrieval
+from lavis_apps.scoring_retrieval import score_retrieval
 from shared import caption_runs
 from shared.estimates import by_group, estimate
 from shared.vqa_score import PUBLISHED_UNDER, normalise_answer, vqa_accuracies
@@ -27,14 +27,6 @@ MOST_CLASSES = 100  # of a confusion table in metrics.json
 
 Record = Mapping[str, Any]
 Scored = tuple[list[dict[str, Any]], dict[str, Any]]
-
-__all__ = [
-    "caption_metrics",
-    "classification_metrics",
-    "retrieval_metrics",
-    "score_task",
-    "vqa_metrics",
-]
 
 
 def score_task(

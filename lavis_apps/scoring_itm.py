@@ -25,12 +25,6 @@ MATCH, NO_MATCH = "match", "no match"
 Record = Mapping[str, Any]
 
 
-def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
-    """0..1; None where one of both kinds is missing."""
-    found = weighted_auroc(scores, positive)
-    return None if found is None else float(found(_ones(len(scores)))[0])
-
-
 def weighted_auroc(
     scores: Sequence[float], positive: Sequence[bool]
 ) -> Callable[[np.ndarray], np.ndarray] | None:

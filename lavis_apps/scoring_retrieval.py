@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shared.estimates import estimate
-from shared.significance import score_interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,30 +59,6 @@ def first_by(scores: np.ndarray, right: np.ndarray, k: int) -> np.ndarray:
     return among[np.lexsort((among, right[among], -scores[among]))][:k]
 
 
-def retrieval_metrics(
-    scores: np.ndarray, truth: np.ndarray, scores_text_to_picture: np.ndarray | None = None
-) -> dict[str, Any]:
-    """Recalls in percent of a whole matrix of m pictures x n texts.
-
-    `truth` (m, n): which text belongs to which picture. `scores_text_to_picture` (m, n) where that
-    direction has its own scores, as after re-ranking. Returns `recall_figures`.
-    """
-    import numpy as np
-
-    scores = np.asarray(scores)
-    other = scores if scores_text_to_picture is None else np.asarray(scores_text_to_picture)
-    rows = [
-        {"answer_type": TR, "image_id": i, "rank": rank_of(scores[i], truth[i])}
-        for i in range(scores.shape[0])
-    ]
-    rows += [
-        {"answer_type": IR, "image_id": int(np.argmax(truth[:, j])),
-         "rank": rank_of(other[:, j], truth[:, j])}
-        for j in range(scores.shape[1])
-    ]  # fmt: skip
-    return recall_figures(rows, "rank")
-
-
 def recall_figures(rows: Sequence[Record], key: str) -> dict[str, Any]:
     """`TR` and `IR` with `R@1`, `R@5`, `R@10`, `mean`, and `r_mean` of all six, as estimates.
 
@@ -114,20 +89,12 @@ def mean_hit(row: Record, key: str) -> float:
 def mean_recall(rows: Sequence[Record], key: str) -> dict[str, Any]:
     """The mean of the six recalls in percent, null where a direction has no query."""
     shares = picture_shares(rows, key)
-    if not shares:
-        return {"value": None, "n": 0, "reason": "queries of both kinds are needed"}
-    values = list(shares.values())
-    interval = score_interval(values, list(shares))
-    note = interval.note and interval.note.replace("cluster", "picture")
-    value = 100 * sum(values) / len(values)
-    low, high = interval.low, interval.high
-    return {
-        "value": round(value, 2),
-        "low": None if low is None else round(min(100 * low, value), 2),
-        "high": None if high is None else round(min(100.0, max(100 * high, value)), 2),
-        "n": len(rows),
-        "n_pictures": len(values),
-    } | ({"note": note} if note else {})
+    figure = estimate(list(shares.values()), list(shares), "queries of both kinds are needed") | {
+        "n": len(rows) if shares else 0
+    }
+    if figure["value"] is not None and figure["high"] is not None:
+        figure["high"] = min(100.0, figure["high"])  # a picture of many captions counts above 1
+    return figure
 
 
 def picture_shares(rows: Sequence[Record], key: str) -> dict[Any, float]:

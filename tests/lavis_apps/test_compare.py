@@ -12,11 +12,11 @@ from PIL import Image
 from lavis_apps.compare import CompareOptions, chosen_folders, main
 from lavis_apps.comparing import mean_recall_difference, metric_rows
 from lavis_apps.scoring import score_task
-from lavis_apps.scoring_itm import MATCH, NO_MATCH, auroc
+from lavis_apps.scoring_itm import MATCH, NO_MATCH
 from lavis_apps.scoring_retrieval import IR, TR
 from shared.options import MissingError, UserError, read_json, write_json
 from shared.runs import read_run
-from tests.lavis_apps.test_scoring import query, record
+from tests.lavis_apps.test_scoring import auroc, query, record
 
 CONFIG = {
     "script": "evaluate", "model": "m", "adapter": None, "data_root": "", "split": "val2014",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lavis_apps.scoring import classification_metrics, score_task, vqa_metrics
-from lavis_apps.scoring_itm import MATCH, NO_MATCH, auroc, auroc_estimate, bootstrap_rows
+from lavis_apps.scoring_itm import MATCH, NO_MATCH, auroc_estimate, bootstrap_rows, weighted_auroc
 from lavis_apps.scoring_retrieval import (
     IR,
     TR,
@@ -18,7 +18,7 @@ from lavis_apps.scoring_retrieval import (
     mean_hit,
     picture_shares,
     rank_of,
-    retrieval_metrics,
+    recall_figures,
 )
 
 
@@ -79,12 +79,22 @@ def original(scores: np.ndarray, owner: list[int]) -> dict[str, float]:
     return found
 
 
+def recalls_of(scores: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    """Figures of a whole matrix of pictures x texts; `truth`: which text is of which picture."""
+    rows = [{"answer_type": TR, "image_id": i, "rank": rank_of(row, truth[i])}
+            for i, row in enumerate(scores)]  # fmt: skip
+    rows += [{"answer_type": IR, "image_id": int(np.argmax(truth[:, j])),
+              "rank": rank_of(scores[:, j], truth[:, j])}
+             for j in range(scores.shape[1])]  # fmt: skip
+    return recall_figures(rows, "rank")
+
+
 def test_recalls_equal_the_originals_where_nothing_ties():
     rng = np.random.default_rng(0)
     owner = [i for i in range(14) for _ in range(3)]
     truth = np.array([[own == i for own in owner] for i in range(14)])
     scores = rng.normal(size=truth.shape) + 0.2 * truth
-    figures = retrieval_metrics(scores, truth)
+    figures = recalls_of(scores, truth)
     expected = original(scores, owner)
     for name in (TR, IR):
         for k in (1, 5, 10):
@@ -98,7 +108,7 @@ def test_recalls_of_a_table_by_hand():
     # pictures A, B; captions a1, a2 of A, b1 of B
     scores = np.array([[0.1, 0.9, 0.8], [0.3, 0.2, 0.3]])
     truth = np.array([[True, True, False], [False, False, True]])
-    figures = retrieval_metrics(scores, truth)
+    figures = recalls_of(scores, truth)
     # A finds a2 first; B's own b1 ties with a1: second
     assert figures[TR]["R@1"]["value"] == 50.0
     assert figures[TR]["R@5"]["value"] == 100.0
@@ -113,7 +123,7 @@ def test_recalls_of_a_table_by_hand():
 
 def test_a_model_that_says_the_same_of_everything_finds_nothing():
     truth = np.eye(4, dtype=bool)
-    figures = retrieval_metrics(np.zeros((4, 4)), truth)
+    figures = recalls_of(np.zeros((4, 4)), truth)
     assert figures[TR]["R@1"]["value"] == figures[IR]["R@1"]["value"] == 0.0
     assert figures[TR]["R@1"]["high"] > 0  # Wilson's, as a bootstrap would have no width
 
@@ -172,6 +182,11 @@ def test_nothing_to_score_is_null_with_a_reason(task):
 
 
 # matching -------------------------------------------------------------------------------------
+
+
+def auroc(scores: list[float], kinds: list[bool]) -> float | None:
+    area = weighted_auroc(scores, kinds)
+    return None if area is None else float(area(np.ones((1, len(scores))))[0])
 
 
 def test_auroc_by_hand_and_by_a_loop():
