@@ -21,6 +21,12 @@ from shared.options import portable_path, read_json
 BLIP_CONFIGS = "https://github.com/salesforce/BLIP/blob/main/configs"
 # Karpathy's training part is train2014 and 30,504 of the 40,504 pictures of val2014.
 KARPATHY_TRAIN = ("train2014", "val2014")
+# Split -> those of 2014 whose pictures it has; COCO 2017 has the same pictures, divided anew
+# (https://cocodataset.org/#download).
+PART_OF = {
+    "karpathy_val": ("val2014",), "karpathy_test": ("val2014",),
+    "train2017": ("train2014", "val2014"), "val2017": ("val2014",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,11 @@ def weights_saw(
         for one in sets:
             split = f", split {one['split']}" if one.get("split") else ""
             lines.append(f"{one.get('source')}{split} ({folder})")
+            learned = str(manifest.get("task", task))
+            if learned == "classification":  # every folder has a "train"; only COCO's are one
+                one = {key: value for key, value in one.items() if value is not None}
             if any(learned_from({"data": one}, config | {"split": s}) for s in _within(config)):
-                same = _rows_of(str(manifest.get("task", task))) == _rows_of(task)
+                same = _rows_of(learned) == _rows_of(task)
                 saw = "questions" if same else saw or "pictures"
         if not sets and manifest.get("synthetic"):
             lines.append(f"pictures that the toy world draws ({folder})")
@@ -110,9 +119,9 @@ def warning(found: Mapping[str, Any], split: str) -> str | None:
 
 
 def _within(config: Mapping[str, Any]) -> list[str]:
-    """The split, and the one that it is a part of."""
+    """The split, and those that it is a part of."""
     split = str(config.get("split"))
-    return [split, "val2014"] if split.startswith("karpathy") else [split]
+    return [split, *PART_OF.get(split, ())]
 
 
 def _rows_of(task: str) -> str:

@@ -360,6 +360,7 @@ def test_the_task_decides_the_toys_defaults():
         ("Salesforce/blip-image-captioning-base", "caption", "val2014", "questions"),
         ("Salesforce/blip-itm-base-coco", "retrieval", "val2014", "questions"),
         ("Salesforce/blip-itm-base-coco", "vqa", "val2014", "pictures"),
+        ("Salesforce/blip-itm-base-coco", "localization", "val2017", "pictures"),  # of val2014
         ("Salesforce/blip-itm-base-flickr", "retrieval", "karpathy_test", None),
         ("openai/clip-vit-base-patch32", "retrieval", "val2014", None),
         ("somebody/else", "caption", "val2014", None),
@@ -373,6 +374,17 @@ def test_published_weights(model, task, split, saw):
     assert "not known" in found["trained_on"][0] or "http" in found["trained_on"][0]
     toy = weights_saw(task, model, None, config | {"synthetic_data": True})
     assert toy["saw"] is None
+
+
+def test_class_folders_of_one_split_s_name_are_not_one_data_set(tmp_path):
+    data = {"source": str(tmp_path / "a"), "split": "train", "data_hash": None}
+    model = tmp_path / "model"
+    model.mkdir()
+    write_json(model / "manifest.json", {"task": "classification", "data": [data]})
+    config = {"data_root": str(tmp_path / "a"), "split": "train", "data_hash": None}
+    assert weights_saw("classification", str(model), None, config)["saw"] == "questions"
+    other = config | {"data_root": str(tmp_path / "b")}
+    assert weights_saw("classification", str(model), None, other)["saw"] is None
 
 
 def test_own_training_says_what_it_saw_and_what_its_base_saw(folders, coco, tmp_path, capsys):
