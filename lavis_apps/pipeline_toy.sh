@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every task at laptop size: the seven tasks from the command line, an index of own pictures, the
-# figures of each task on held-out pictures, then captions and retrieval trained for an epoch, with
-# the same figures before and after on one page each.
+# figures of each task on held-out pictures, then captions trained for an epoch and retrieval for 200
+# steps, with the same figures before and after on one page each.
 # No download. Run it again and it goes on where it stopped.
 #
 #   bash lavis_apps/pipeline_toy.sh
@@ -32,7 +32,7 @@ done
 "$PYTHON" $HERE/predict.py --task search --toy --index "$OUT/index" \
   --query "a red star" --json > "$OUT/predict_search.jsonl"
 
-# an epoch of captions and of retrieval, and what it changed
+# captions and retrieval trained, and what it changed
 for task in caption retrieval; do
   "$PYTHON" $HERE/train.py --toy --task $task --output_dir "$OUT/train_$task"
   "$PYTHON" $HERE/evaluate.py --toy --task $task --model "$OUT/train_$task/model" \
