@@ -84,10 +84,10 @@ def picture_html(image: Image, caption: str = "", *, width: int = LARGE, more: s
 
 
 def map_figure(texts: Mapping[str, str], grid: Any, image: Image, caption: str, name: str) -> str:
-    """A heat map over its picture, with a link that saves it as PNG."""
-    from lavis_apps.heat_maps import heat_map
+    """A heat map over its picture, at the size of the page, with a link that saves it as PNG."""
+    from lavis_apps.heat_maps import fitted, heat_map
 
-    drawn = heat_map(grid, image)
+    drawn = heat_map(grid, fitted(image, LARGE))
     link = download_html(texts["save_png"], f"{name}.png", encoded(drawn, "PNG"))
     return picture_html(drawn, caption, more=f" {link}")
 

@@ -11,7 +11,6 @@ from lavis_apps.app_html import (
     csv_bytes,
     download_html,
     encoded,
-    figure,
     gallery_html,
     matrix_html,
     notice_html,
@@ -99,7 +98,7 @@ def hits_html(tabs: Tabs, hits: Sequence[Hit]) -> str:
     texts = tabs.texts
     shown = []
     for hit in hits:
-        scores = f"ITC {figure(hit.itc)}" + ("" if hit.itm is None else f" · ITM {hit.itm:.1%}")
+        scores = f"ITC {hit.itc:.3f}" + ("" if hit.itm is None else f" · ITM {hit.itm:.1%}")
         more = f"<br>{html.escape(hit.image)}"
         try:
             # `path` is None for what is gone or leads out of the folder: never opened
@@ -140,6 +139,8 @@ def draw_features(tabs: Tabs) -> None:
     tabs.examples([[[path]] for path, _, _ in examples.rows], [pictures])
 
     def work(use: Any, given: Any, written: Any, model: Any, tokens: Any) -> str:
+        import numpy as np
+
         from lavis_apps.features import FeatureExtractor, family_fingerprint
 
         opened = open_uploads(given, texts)
@@ -167,10 +168,11 @@ def draw_features(tabs: Tabs) -> None:
             name: array for name, array in arrays.items()
             if tokens is True or name.endswith("_features")
         }  # fmt: skip
+        kept["image"] = np.array([name for name, _ in opened], dtype=str)
+        kept["text"] = np.array(lines, dtype=str)
         content = npz_bytes(kept)
         if len(content) > MOST_BYTES:
             raise Told(texts["large_file"].format(n=len(content) >> 20, most=MOST_BYTES >> 20))
-        names = ", ".join(f"{i}: {name}" for i, (name, _) in enumerate(opened, start=1))
         parts = [table_html(head, rows), download_html(texts["save_npz"], "features.npz", content)]
         if opened and lines:
             cosines = arrays["image_features"] @ arrays["text_features"].T
@@ -178,6 +180,6 @@ def draw_features(tabs: Tabs) -> None:
             parts.append(matrix_html([name for name, _ in opened], lines, cosines))
         cut = [i in found.cut_texts for i in range(len(lines))]
         notes = [texts["features_what"], texts["pairs"] if len(opened) == len(lines) else ""]
-        return "".join(parts) + tabs.cut_notice(cut) + tabs.foot(name, *notes, names)
+        return "".join(parts) + tabs.cut_notice(cut) + tabs.foot(name, *notes)
 
     tabs.answer(work, button, [pictures, written, model, tokens], result)

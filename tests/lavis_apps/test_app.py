@@ -538,7 +538,9 @@ def test_features_are_the_extractor_s_with_a_file(
                 [open_image(path) for path in pictures[:2]], ["a star", "a square"]
             )
         assert set(saved) >= {"image_features", "text_features"}
-        for name in saved:
+        assert saved["image"].tolist() == [f"my {path.name}" for path in pictures[:2]]
+        assert saved["text"].tolist() == ["a star", "a square"]
+        for name in set(saved) - {"image", "text"}:
             np.testing.assert_array_equal(saved[name], getattr(expected, name).numpy())
         assert (
             f"<td>image_embeds</td><td>{'×'.join(map(str, expected.image_embeds.shape))}" in answer
