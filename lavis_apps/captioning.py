@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lavis_apps.blip import Blip, blip_kind, load_blip
 from lavis_apps.decoding import Decoding, Generated, blip_decode, language_decode
+from lavis_apps.features import as_list
 from lavis_apps.pictures import as_rgb
 from lavis_apps.processors import CAPTION_PROMPT
 from lavis_apps.settings import PUBLISHED_MODELS
@@ -84,7 +85,7 @@ class Captioner:
 
     def caption(
         self,
-        images: Sequence[Image | Path | str],
+        images: Sequence[Image | Path | str] | Image | Path | str,
         *,
         n: int = 1,
         method: Literal["beam", "nucleus"] = "beam",
@@ -114,10 +115,10 @@ class Captioner:
             top_p=top_p, temperature=temperature, length_penalty=length_penalty,
             repetition_penalty=repetition_penalty, seed=seed,
         )  # fmt: skip
-        if not images:
+        pictures = [as_rgb(image) for image in as_list(images)]
+        if not pictures:
             return []
         prompt = self.default_prompt() if prompt is None else prompt
-        pictures = [as_rgb(image) for image in images]
         if isinstance(self.model, Blip):
             return blip_captions(self.model, pictures, prompt, decoding)
         with torch.no_grad():

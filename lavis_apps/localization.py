@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_apps.blip import MAX_TEXT_TOKENS, Blip, load_blip
+from lavis_apps.pictures import each_as_rgb
 from lavis_apps.processors import blip_caption
 from lavis_apps.settings import PUBLISHED_MODELS
 from shared.options import UserError
@@ -81,45 +82,32 @@ class Localizer:
 
     def localize(
         self,
-        image: Image,
+        image: Image | Path | str,
         text: str,
         *,
         block: int | None = None,
         max_tokens: int = MAX_TEXT_TOKENS,
     ) -> Localization:
-        """One text on one RGB picture; see `localize_pairs`."""
+        """One text on one picture; see `localize_pairs`."""
         return self.localize_pairs([image], [text], block=block, max_tokens=max_tokens)[0]
-
-    def localize_many(
-        self,
-        images: Sequence[Image],
-        text: str,
-        *,
-        block: int | None = None,
-        max_tokens: int = MAX_TEXT_TOKENS,
-        batch_size: int = BATCH_SIZE,
-    ) -> list[Localization]:
-        """One text on each of many pictures; see `localize_pairs`."""
-        return self.localize_pairs(
-            images, [text] * len(images), block=block, max_tokens=max_tokens, batch_size=batch_size
-        )
 
     def localize_pairs(
         self,
-        images: Sequence[Image],
+        images: Sequence[Image | Path | str],
         texts: Sequence[str],
         *,
         block: int | None = None,
         max_tokens: int = MAX_TEXT_TOKENS,
         batch_size: int = BATCH_SIZE,
     ) -> list[Localization]:
-        """Text i on picture i. A picture given several times in a batch is encoded once.
+        """Text i on picture i (PIL or file). One given several times in a batch is encoded once.
 
         `block` counts from 0, LAVIS' app from 1 (None: its 7th of 12, in other depths the one at
         the same height). In the last block, which LAVIS does not offer, only [ENC] reaches the
         logit: all words' maps would be 0, so `average` is [ENC]'s map there and `words` is empty.
         `max_tokens` counts [ENC] and [SEP]; up to the model's positions, 512 in BLIP's. Raises
-        UserError for a text without a word, a block or number of tokens that the model lacks.
+        UserError for a text without a word, a block or number of tokens that the model lacks,
+        ImageError for a broken file.
         """
         if len(images) != len(texts):
             raise ValueError(f"{len(images)} pictures, {len(texts)} texts: one text a picture")
@@ -132,7 +120,8 @@ class Localizer:
         for start in range(0, len(images), batch_size):
             stop = start + batch_size
             chunk = [read[text] for text in texts[start:stop]]
-            found += self._localize_batch(images[start:stop], chunk, block, max_tokens)
+            pictures = each_as_rgb(images[start:stop])
+            found += self._localize_batch(pictures, chunk, block, max_tokens)
         return found
 
     def _localize_batch(

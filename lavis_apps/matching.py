@@ -59,10 +59,6 @@ class Matches:
     itc: Tensor  # (m, n) cosines
     cut_texts: tuple[int, ...] = ()  # numbers (from 0) of texts whose end the model did not see
 
-    def best_text(self, picture: int) -> int:
-        """The number of the text that fits a picture best: by ITM where there is one."""
-        return int((self.itc if self.itm is None else self.itm)[picture].argmax())
-
 
 @dataclass
 class Matcher:

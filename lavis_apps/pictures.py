@@ -7,7 +7,7 @@ Used by predict.py, search and the app. Reads folders; writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,13 @@ def opened(paths: Iterable[Path]) -> Iterator[tuple[Path, Image | ImageError]]:
 def as_rgb(picture: Image | Path | str) -> Image:
     """A picture of any mode, or of a file, as RGB. Raises ImageError for an unusable file."""
     return open_image(picture) if isinstance(picture, str | Path) else to_rgb(picture)
+
+
+def each_as_rgb(pictures: Sequence[Image | Path | str]) -> list[Image]:
+    """`as_rgb` of each. One given several times (object or path) is opened once, and one object."""
+    keys = [str(one) if isinstance(one, str | Path) else id(one) for one in pictures]
+    different = {key: as_rgb(one) for key, one in dict(zip(keys, pictures, strict=True)).items()}
+    return [different[key] for key in keys]
 
 
 def within(root: Path, name: str) -> Path:

@@ -41,7 +41,8 @@ from lavis_apps.decoding import (
     language_decode,
     language_features,
 )
-from lavis_apps.pictures import as_rgb
+from lavis_apps.features import as_list
+from lavis_apps.pictures import each_as_rgb
 from lavis_apps.processors import blip_question
 from lavis_apps.settings import PUBLISHED_MODELS
 from shared.options import UserError
@@ -110,8 +111,8 @@ class Answerer:
 
     def answer(
         self,
-        images: Sequence[Image | Path | str],
-        questions: Sequence[str],
+        images: Sequence[Image | Path | str] | Image | Path | str,
+        questions: Sequence[str] | str,
         *,
         candidates: Sequence[str] | None = None,
         history: Sequence[tuple[str, str]] = (),
@@ -131,6 +132,7 @@ class Answerer:
         """
         import torch
 
+        images, questions = as_list(images), as_list(questions)
         check_questions(images, questions, blip_question if isinstance(self.model, Blip) else str)
         if candidates is not None:
             check_candidates(candidates)
@@ -144,9 +146,7 @@ class Answerer:
         )
         if not questions:
             return []
-        different = {key_of(image): image for image in images}
-        opened = {key: as_rgb(image) for key, image in different.items()}
-        pictures = [opened[key_of(image)] for image in images]
+        pictures = each_as_rgb(images)
         with torch.no_grad():
             if isinstance(self.model, Blip):
                 if history:
@@ -173,11 +173,6 @@ class Answerer:
         ]
 
 
-def key_of(image: Image | Path | str) -> str | int:
-    """Equal where it is surely the same picture."""
-    return str(image) if isinstance(image, str | Path) else id(image)
-
-
 def check_questions(
     images: Sequence[object], questions: Sequence[str], process: Callable[[str], str]
 ) -> None:
@@ -190,6 +185,8 @@ def check_questions(
 
 
 def check_candidates(candidates: Sequence[str]) -> None:
+    if isinstance(candidates, str):
+        raise UserError(f"candidates {candidates!r}: a list of answers, not one text")
     seen: dict[str, int] = {}
     for number, candidate in enumerate(candidates, start=1):
         key = " ".join(candidate.lower().split())

@@ -189,6 +189,16 @@ def test_an_empty_text(blips, odd_pictures, task, flag, text):
             *([flag, text] if task == "search" else []))  # fmt: skip
 
 
+def test_one_picture_or_text_where_several_are_asked_for(blips, odd_pictures):
+    """A path is one picture, not its letters; a text no list of candidates."""
+    path = str(odd_pictures / "good.png")
+    assert len(Captioner.open(blips["caption"]).caption(path, max_length=12)) == 1
+    answerer = Answerer.open(blips["vqa"])
+    assert len(answerer.answer(path, "what is it?")) == 1
+    with pytest.raises(UserError, match="candidates 'red': a list of answers"):
+        answerer.answer([path], ["what is it?"], candidates="red")
+
+
 def test_an_empty_text_in_the_functions(blips, odd_pictures):
     image = open_image(odd_pictures / "good.png")
     with pytest.raises(UserError, match="question 1 is empty"):

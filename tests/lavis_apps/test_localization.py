@@ -19,6 +19,7 @@ from lavis_apps.localization import (
     grid_shape,
     group_words,
 )
+from shared.images import ImageError
 from shared.options import UserError
 from tests.tiny_models import tiny_blip
 
@@ -136,10 +137,7 @@ def test_a_batch_equals_one_by_one(localizer: Localizer) -> None:
         together = localizer.localize_pairs(images, texts, batch_size=size)
         for one, other in zip(alone, together, strict=True):
             same(one, other)
-    many = localizer.localize_many(images, TEXTS[1], batch_size=3)
-    same(many[1], alone[1])
-    assert len(many) == 4
-    assert np.abs(many[0].average - many[1].average).max() > 1e-6  # each its own picture's
+    assert np.abs(alone[0].average - alone[3].average).max() > 1e-6  # each its own picture's
 
 
 def test_a_picture_given_twice_is_encoded_once(
@@ -327,8 +325,22 @@ def test_pictures_of_any_size(localizer: Localizer, size: tuple[int, int]) -> No
     assert np.isfinite(found.average).all()
 
 
+def test_pictures_of_any_mode_and_files(localizer: Localizer, tmp_path: Path) -> None:
+    image = picture()
+    image.save(tmp_path / "a.png")
+    expected = localizer.localize(image, "a star")
+    for path in (tmp_path / "a.png", str(tmp_path / "a.png")):
+        same(localizer.localize(path, "a star"), expected)
+    same(localizer.localize(image.convert("RGBA"), "a star"), expected)
+    grey = localizer.localize(image.convert("L"), "a star")
+    same(grey, localizer.localize(image.convert("L").convert("RGB"), "a star"))
+    (tmp_path / "b.jpg").write_text("no picture")
+    with pytest.raises(ImageError, match=r"b\.jpg: not a picture"):
+        localizer.localize(tmp_path / "b.jpg", "a star")
+
+
 def test_the_number_of_texts(localizer: Localizer) -> None:
-    assert localizer.localize_many([], "a star") == []
+    assert localizer.localize_pairs([], []) == []
     with pytest.raises(ValueError, match="2 pictures, 1 texts"):
         localizer.localize_pairs([picture(), picture()], ["a star"])
 
