@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_apps.evaluation_samples import class_question, matching_pairs
-from lavis_apps.evaluation_settings import Asking, read_lines
+from lavis_apps.evaluation_settings import Asking, EvaluateOptions, read_lines
 from lavis_apps.processors import blip_question
 from lavis_apps.scoring import score_task
 from lavis_apps.scoring_itm import MATCH, NO_MATCH
@@ -62,8 +62,9 @@ def evaluate_model(
 
     `model`: a `Blip` of the task's kind (blip.py); for retrieval and classification a `Family` of
     features.py too (CLIP). `samples`: as `load_task_data` gives them, `classes` its names for
-    classification. `folder`: where predictions.jsonl is written and read; None keeps nothing. The
-    model is asked as it is: the caller sets eval mode.
+    classification. `settings`: localization takes `EvaluateOptions`. `folder`: where
+    predictions.jsonl is written and read; None keeps nothing. The model is asked as it is: the
+    caller sets eval mode.
 
     `accuracy` is the headline in percent with its interval (caption: BLEU-4; vqa: official
     accuracy; retrieval: mean recall; classification: top-1 accuracy), `selection` the figure by
@@ -104,7 +105,9 @@ def answer_samples(
     )  # fmt: skip
 
 
-def jobs_of(task: str, samples: Sequence[Any], settings: Asking, seed: int = 0) -> list[Job]:
+def jobs_of(
+    task: str, samples: Sequence[Any], settings: Asking | EvaluateOptions, seed: int = 0
+) -> list[Job]:
     """What the model is asked about each sample, as a record's `prompt` keeps it."""
     if task == "caption":
         return [Job(sample, settings.prompt) for sample in samples]
@@ -116,7 +119,7 @@ def jobs_of(task: str, samples: Sequence[Any], settings: Asking, seed: int = 0) 
         return matching_pairs(samples, seed)
     if task == "localization":
         return [
-            Job(sample.question, settings.sentence.format(sample.question.answer_type), {
+            Job(sample.question, settings.sentence.replace("{}", sample.question.question), {
                 "boxes": sample.boxes, "other_boxes": sample.others, "size": sample.size,
                 "chance": round(sample.chance, DIGITS),
             })
@@ -189,7 +192,7 @@ def _answer(batch: Sequence[Job], ask: Ask | None) -> Records:
     return [records[job.question.sample_id] for job in batch]
 
 
-def asker(task: str, model: Any, settings: Asking, classes: Sequence[str]) -> Ask:
+def asker(task: str, model: Any, settings: Asking | EvaluateOptions, classes: Sequence[str]) -> Ask:
     """How a task's model is asked about a batch."""
     makers: dict[str, Callable[[], Ask]] = {
         "caption": lambda: _caption(model, settings),
@@ -290,7 +293,7 @@ def _matching(model: Any) -> Ask:
     return ask
 
 
-def _localization(model: Any, settings: Asking) -> Ask:
+def _localization(model: Any, settings: EvaluateOptions) -> Ask:
     """The map of the category's words in the sentence against the category's boxes."""
     import numpy as np
 

@@ -52,13 +52,6 @@ class Asking:
         default=None,
         metadata={"help": "classification: file of sentences with {} for the class, a line each"},
     )
-    sentence: str = field(
-        default="a {}", metadata={"help": "localization: what is looked for, {} is the category"}
-    )
-    block: int | None = field(
-        default=None,
-        metadata={"help": "localization: cross-attention block from 0 (default: LAVIS' 7th of 12)"},
-    )
 
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "num_beams": 1, "min_length": 0, "max_length": 1, "k_test": 0}
@@ -69,8 +62,6 @@ class Asking:
             raise UserError(f"--min_length {self.min_length}: more than --max_length")
         if self.inference == "rank" and self.candidates is None:
             raise UserError("--inference rank needs --candidates FILE, an answer a line")
-        if "{}" not in self.sentence:
-            raise UserError(f"--sentence {self.sentence!r}: no {{}} where the category stands")
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -88,7 +79,7 @@ def read_lines(path: str | Path) -> list[str]:
     return found
 
 
-# How a task asks; the other fields of Asking do not matter to it.
+# How a task asks; the others of these options do not matter to it.
 ASKED = {
     "caption": ("num_beams", "max_length", "min_length", "prompt"),
     "vqa": ("num_beams", "inference", "candidates"),
@@ -137,6 +128,13 @@ class EvaluateOptions(Asking, ToyOptions):
         metadata={"help": "default: val2014; val2017 for localization, val for classification; "
                   "captions: karpathy_test, karpathy_val too"},
     )  # fmt: skip
+    sentence: str = field(
+        default="a {}", metadata={"help": "localization: what is looked for, {} is the category"}
+    )
+    block: int | None = field(
+        default=None,
+        metadata={"help": "localization: cross-attention block from 0 (default: LAVIS' 7th of 12)"},
+    )
     categories: list[str] | None = field(
         default=None, metadata={"help": "localization: only these (default: all things)"}
     )
@@ -159,24 +157,32 @@ class EvaluateOptions(Asking, ToyOptions):
                 raise UserError("which data? --data_root FOLDER (SPLIT/CLASS/PICTURE), or --toy")
             name = "coco2017" if self.task == "localization" else "vqav2"
             self.data_root = str(DATA_ROOT / name)
+        if "{}" not in self.sentence:
+            raise UserError(f"--sentence {self.sentence!r}: no {{}} where the category stands")
         if self.categories and self.task != "localization":
             raise UserError("--categories is for --task localization")
 
 
-def task_of(argv: Sequence[str]) -> str:
-    """The task as argparse will read it, since it decides the toy's defaults."""
+def task_of(argv: Sequence[str], tasks: Sequence[str] = TASKS) -> str:
+    """The task as argparse will read it: it decides the other defaults. Flag, else the YAML's.
+
+    What is wrong with the one or the other, argparse says.
+    """
+    import yaml
+
     named = None
     for i, token in enumerate(argv):
         if token.startswith("--task="):
             named = token.partition("=")[2]
         elif token == "--task" and i + 1 < len(argv):
             named = argv[i + 1]
-    if named is None and argv and argv[0].endswith((".yaml", ".yml")) and Path(argv[0]).is_file():
-        import yaml
-
-        content = yaml.safe_load(Path(argv[0]).read_text(encoding="utf-8"))
+    if named is None and argv and argv[0].endswith((".yaml", ".yml")):
+        try:
+            content = yaml.safe_load(Path(argv[0]).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            content = None
         named = content.get("task") if isinstance(content, dict) else None
-    return named if named in TASKS else "caption"
+    return named if named in tasks else "caption"
 
 
 def toy_defaults(task: str) -> dict[str, Any]:

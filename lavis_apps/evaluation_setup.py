@@ -18,7 +18,7 @@ from lavis_apps.classification import BLIP_TEMPLATE, CLIP_TEMPLATE
 from lavis_apps.data import TaskData
 from lavis_apps.evaluation import jobs_of
 from lavis_apps.evaluation_samples import load_samples
-from lavis_apps.evaluation_settings import ASKED, Asking, EvaluateOptions
+from lavis_apps.evaluation_settings import ASKED, EvaluateOptions
 from lavis_apps.evaluation_splits import warning, weights_saw
 from lavis_apps.settings import RUNS, TASK_KINDS
 from shared.loading import adapter_fingerprint, fingerprint, model_folder, pick_device, pick_dtype
@@ -76,7 +76,7 @@ def asked_of(options: EvaluateOptions) -> dict[str, Any]:
 
 
 def default_of(task: str, name: str) -> Any:
-    return next(field.default for field in fields(Asking) if field.name == name)
+    return next(field.default for field in fields(EvaluateOptions) if field.name == name)
 
 
 def run_config(options: EvaluateOptions) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def run_config(options: EvaluateOptions) -> dict[str, Any]:
         adapter_fingerprint=adapter_fingerprint(options.adapter),
         data_hash=manifest_value(str(options.data_root), "data_hash"),
     )
-    left_out = {field.name for field in fields(Asking)} - {"batch_size"}
+    left_out = {name for names in ASKED.values() for name in names}
     return {key: value for key, value in config.items() if key not in left_out}
 
 

@@ -25,14 +25,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavis_apps.evaluation_settings import task_of
 from lavis_apps.train_settings import (
     SELECTION,
+    TRAINED_TASKS,
     TRAINING_DEFAULTS,
     TrainOptions,
     default_folder,
     prepare_toy,
     preset_values,
-    task_of,
     toy_defaults,
 )
 from shared.options import (
@@ -83,6 +84,8 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     refuse_unproven_sharding(training)
     if training.ddp_find_unused_parameters is None:  # all that trains is in every batch's loss
         training.ddp_find_unused_parameters = False
+    if data.problems and training.process_index == 0:
+        print(f"note: {len(data.problems)} rows of the data not used; first: {data.problems[0]}")
     samples = data.samples
     sampler = RatioSampler([len(part) for part in data.learned], options.data_weights, seed)
     refuse_bad_pictures(samples, sampler, CHECKED_AHEAD)
@@ -176,7 +179,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
 
 def parse(argv: list[str] | None = None) -> tuple[TrainOptions, TrainingArguments]:
     argv = list(sys.argv[1:] if argv is None else argv)
-    task = task_of(argv)
+    task = task_of(argv, TRAINED_TASKS)
     return parse_training_options(
         TrainOptions,
         description=__doc__.split("\n")[0],

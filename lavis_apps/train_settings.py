@@ -7,7 +7,6 @@ validation asks the model are evaluate.py's own options (`Asking`), so that both
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,32 +70,11 @@ TOY: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def task_of(argv: Sequence[str]) -> str:
-    """The task as argparse will read it: it decides the other defaults. Flag, else the YAML's."""
-    named = None
-    for i, token in enumerate(argv):
-        if token.startswith("--task="):
-            named = token.partition("=")[2]
-        elif token == "--task" and i + 1 < len(argv):
-            named = argv[i + 1]
-    if named is None and argv and argv[0].endswith((".yaml", ".yml")) and Path(argv[0]).is_file():
-        content = read_yaml(Path(argv[0]))
-        named = content.get("task") if isinstance(content, dict) else None
-    return named if named in TRAINED_TASKS else "caption"
-
-
 def preset_values(task: str) -> dict[str, Any]:
     """What presets/TASK.yaml says, of our options and of TrainingArguments."""
-    return read_yaml(PRESETS / f"{task}.yaml")
-
-
-def read_yaml(path: Path) -> Any:
     import yaml
 
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+    return yaml.safe_load((PRESETS / f"{task}.yaml").read_text(encoding="utf-8"))
 
 
 def toy_defaults(task: str) -> dict[str, Any]:
@@ -223,6 +201,8 @@ class TrainOptions(Asking, ToyOptions):
                             "does not train")  # fmt: skip
         if not 0.001 <= self.temperature <= 0.5:  # BLIP holds it there while training
             raise UserError(f"--temperature {self.temperature}: between 0.001 and 0.5")
+        if self.task == "classification" and self.scoring != "cosine":
+            raise UserError(f"--scoring {self.scoring}: classes are learned by their cosines")
         if self.texts_per_picture > 1 and self.task == "retrieval":
             raise UserError("--texts_per_picture is for captions and questions: each pair of a "
                             "picture and a text is compared with the others")  # fmt: skip

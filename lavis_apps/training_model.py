@@ -101,8 +101,8 @@ def check_family(folder: Path, task: str) -> str:
         if task in ("retrieval", "classification"):
             return "clip"
         raise UserError(f"{folder}: a CLIP writes no text; --task {task} trains a BLIP")
-    raise UserError(f"{folder}: --task {task} trains a BLIP for {TASK_KINDS[task]}, or a CLIP for "
-                    "retrieval and classification")  # fmt: skip
+    clip = " or a CLIP" if task in ("retrieval", "classification") else ""
+    raise UserError(f"{folder}: --task {task} trains a BLIP for {TASK_KINDS[task]}{clip}")
 
 
 def load_for_training(options: TrainOptions, training: TrainingArguments) -> Loaded:

@@ -110,6 +110,7 @@ def evaluate_command(options: EvaluateOptions) -> str:
     """The command with these options, without those of other tasks."""
     names = ("task", "model", "adapter", "data_root", "split", "limit", "seed", "batch_size")
     values = {name: getattr(options, name) for name in (*names, *ASKED[options.task])}
+    values["dtype"] = None if options.dtype == "auto" else options.dtype
     for name in ("model", "adapter", "data_root"):
         values[name] = values[name] and portable_path(values[name])
     shown = [f"--{k} {shlex.quote(str(v))}" for k, v in values.items() if v is not None]

@@ -198,7 +198,7 @@ def test_edited_scores_other_tasks_and_other_samples_are_refused(tmp_path):
 
 def test_which_runs_are_meant(monkeypatch, tmp_path):
     monkeypatch.setattr("lavis_apps.compare.TOY_RUNS", (tmp_path / "a", tmp_path / "b"))
-    with pytest.raises(MissingError, match="pipeline_toy.sh"):
+    with pytest.raises(MissingError, match=r"pipeline_toy\.sh"):
         chosen_folders(CompareOptions(toy=True))
     with pytest.raises(UserError, match="give two runs"):
         chosen_folders(CompareOptions(["one"]))

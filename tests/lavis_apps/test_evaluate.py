@@ -20,6 +20,7 @@ from lavis_apps.evaluation_settings import Asking, EvaluateOptions, task_of, toy
 from lavis_apps.evaluation_splits import warning, weights_saw
 from lavis_apps.processors import blip_caption
 from lavis_apps.scoring_retrieval import NOT_RANKED
+from shared.answering import read_records
 from shared.options import UserError, read_json, write_json
 from tests.tiny_models import tiny_blip
 
@@ -301,7 +302,10 @@ def test_localization_of_boxes(folders, tmp_path, capsys):
     assert square == (found.samples[0].boxes,)
     assert alone == ()
     run = tmp_path / "run"
-    main(options("localization", folders("matching"), root, run, split="val2017"))
+    own = {"split": "val2017", "sentence": "{a} {}"}  # other braces are a text's own
+    main(options("localization", folders("matching"), root, run, **own))
+    prompts = {record["prompt"] for record in read_records(run / "predictions.jsonl").values()}
+    assert prompts == {"{a} star", "{a} square"}
     metrics = read_json(run / "metrics.json")
     assert metrics["boxes_share"]["value"] == pytest.approx(100 / 3, abs=0.01)
     several = metrics["named_against_others"]
@@ -338,10 +342,13 @@ def test_dry_run_names_what_would_be_asked(folders, coco, tmp_path, capsys, monk
     assert not run.exists()
 
 
-def test_the_task_decides_the_toys_defaults():
+def test_the_task_decides_the_toys_defaults(tmp_path):
     assert task_of(["--toy", "--task", "retrieval"]) == "retrieval"
     assert task_of(["--task=vqa"]) == "vqa"
     assert task_of(["--toy"]) == "caption"
+    file = tmp_path / "own.yaml"
+    file.write_text("task: [vqa\n")
+    assert task_of([str(file), "--toy"]) == "caption"  # the parser names what is wrong with it
     assert toy_defaults("retrieval")["k_test"] < Asking().k_test
     assert toy_defaults("localization")["data_root"].endswith("coco2017")
 

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 
 from lavis_apps import evaluate, train_settings, training_run
 from lavis_apps.blip import load_blip
-from lavis_apps.evaluation_settings import ASKED, EvaluateOptions
+from lavis_apps.evaluation_settings import ASKED, EvaluateOptions, task_of
 from lavis_apps.evaluation_splits import weights_saw
 from lavis_apps.train import main, parse
-from lavis_apps.train_settings import PRESETS, SELECTION, TOY, TRAINED_TASKS, task_of
+from lavis_apps.train_settings import PRESETS, SELECTION, TOY, TRAINED_TASKS
 from shared.options import REPO_ROOT, UserError, parse_options, resolved_config
 from shared.training import VlmTrainer, read_curve
 from tests.lavis_apps.test_training_data import coco
@@ -102,6 +102,13 @@ def test_the_figure_printed_is_the_one_that_evaluate_gives(
     assert measured["weights_saw"]["trained_on"][0].endswith(
         f"{data[task]}, split {'train' if task == 'classification' else 'train2014'}"
     )
+
+
+def test_the_command_keeps_the_precision_that_was_asked_for(tmp_path):
+    known = {"task": "vqa", "model": str(tmp_path), "data_root": str(tmp_path)}
+    assert "--dtype" not in training_run.evaluate_command(EvaluateOptions(**known))
+    command = training_run.evaluate_command(EvaluateOptions(**known, dtype="float32"))
+    assert command.endswith("--dtype float32")
 
 
 def test_the_whole_model_is_a_hub_folder(folders, data, tmp_path):
@@ -254,9 +261,10 @@ def resolved_values(options: Any) -> dict[str, Any]:
 def test_the_task_decides_the_defaults(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text("task: vqa\n")
-    assert task_of([str(file)]) == "vqa"
-    assert task_of([str(file), "--task", "retrieval"]) == "retrieval"
-    assert task_of(["--task=classification"]) == "classification"
+    assert task_of([str(file)], TRAINED_TASKS) == "vqa"
+    assert task_of([str(file), "--task", "retrieval"], TRAINED_TASKS) == "retrieval"
+    assert task_of(["--task=classification"], TRAINED_TASKS) == "classification"
+    assert task_of(["--task=localization"], TRAINED_TASKS) == "caption"  # argparse refuses it
     assert parse(["--task", "vqa"])[0].model == "Salesforce/blip-vqa-base"
     assert set(SELECTION) == set(TRAINED_TASKS) == set(TOY)
     assert set(TRAINED_TASKS) <= set(ASKED)
@@ -274,6 +282,7 @@ def test_the_task_decides_the_defaults(tmp_path):
         (("--label_smoothing", "1"), "from 0 to below 1"),
         (("--k_test", "-1"), "--k_test -1: at least 0"),
         (("--inference", "rank"), "needs --candidates"),
+        (("--task", "classification", "--scoring", "itm"), "--scoring itm: classes are learned"),
     ],
 )
 def test_options_that_cannot_be(more, message):
