@@ -42,7 +42,9 @@ def model_folder(name: str, revision: str | None = None) -> Path:
         return downloaded
     from huggingface_hub import try_to_load_from_cache
 
-    if len(given.parts) == 2 and not given.is_absolute() and ".." not in given.parts:
+    if given.is_absolute() or len(given.parts) > 2 or {".", "..", "~"} & {name.split("/")[0]}:
+        raise MissingError(f"{name}: no such folder; --model takes a model's folder, or a Hub id")
+    if len(given.parts) == 2:
         cached = try_to_load_from_cache(name, "config.json", revision=revision)
         if isinstance(cached, str):
             return Path(cached).parent

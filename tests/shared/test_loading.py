@@ -80,6 +80,14 @@ def test_a_missing_model_names_both_commands():
     assert "--toy" in toy
 
 
+@pytest.mark.parametrize("name", ["/no/such", "./no/such", "../such", "outputs/some/run/model"])
+def test_a_missing_folder_is_none_to_download(name):
+    with pytest.raises(MissingError, match="no such folder") as missing:
+        model_folder(name)
+    assert name in str(missing.value)
+    assert "download" not in str(missing.value)
+
+
 def test_a_file_is_no_model_and_none_to_download(tmp_path):
     """Its weight file, usually: the advice to download it would be wrong."""
     file = tmp_path / "model.safetensors"
