@@ -98,7 +98,10 @@ def read_index(folder: Path, *, check_hash: bool = False) -> Index:
             f"{folder}: no index in it. Build one:\n"
             f"  python lavis_apps/build_index.py --images FOLDER --output {folder}"
         )
-    manifest = read_json(path)
+    try:
+        manifest = read_json(path)
+    except UserError as error:
+        raise _damaged(path, str(error).removeprefix(f"{path}: ")) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: not the manifest of an index of pictures")
     if manifest.get("version") != VERSION:
