@@ -143,7 +143,7 @@ def _trainings(model: str, adapter: str | None) -> list[tuple[str, dict[str, Any
     found: list[tuple[str, dict[str, Any]]] = []
     for folder in (adapter, model):
         while folder and (locate(folder) / "manifest.json").is_file():
-            if folder in [name for name, _ in found]:
+            if locate(folder).resolve() in [locate(name).resolve() for name, _ in found]:
                 break
             content = read_json(locate(folder) / "manifest.json")
             if not isinstance(content, dict):

@@ -383,6 +383,16 @@ def test_published_weights(model, task, split, saw):
     assert toy["saw"] is None
 
 
+def test_what_adapter_and_base_both_saw_is_said_once(tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder in (base, adapter):
+        folder.mkdir()
+    write_json(base / "manifest.json", {"synthetic": True})
+    write_json(adapter / "manifest.json", {"base_model": f"{tmp_path}/adapter/../base"})
+    found = weights_saw("retrieval", str(base), str(adapter), {"split": "val2014"})
+    assert len(found["trained_on"]) == 1
+
+
 def test_class_folders_of_one_split_s_name_are_not_one_data_set(tmp_path):
     data = {"source": str(tmp_path / "a"), "split": "train", "data_hash": None}
     model = tmp_path / "model"
