@@ -99,8 +99,9 @@ class Blip:
         positions = self.model.config.text_config.max_position_embeddings
         limit = positions if max_length is None else min(max_length, positions)
         batch = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
-        )
+            list(texts), padding=True, truncation=True, max_length=limit,
+            padding_side="right", return_tensors="pt",
+        )  # fmt: skip
         input_ids = batch["input_ids"]
         input_ids[:, 0] = self.first_id(first)
         return {

@@ -17,10 +17,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lavis_apps.settings import RUNS, TOY_IMAGES, TOY_INDEX, default_model
 from shared.options import ToyOptions, UserError, guarded, manifest_value, parse_options
+
+if TYPE_CHECKING:
+    from lavis_apps.features import Embedder
 
 TOLD = 10  # unreadable pictures named on the screen
 
@@ -67,7 +70,7 @@ def drawn(root: Path) -> bool:
 
 def main(options: IndexOptions) -> None:
     from lavis_apps.index import model_identity
-    from lavis_apps.index_building import Embedder, build, make_plan
+    from lavis_apps.index_building import build, make_plan
 
     # Data
     if options.images is None:

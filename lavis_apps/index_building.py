@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,18 +41,12 @@ from shared.options import LOCK_FILE, UserError, portable_path, take_lock
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
+
+    from lavis_apps.features import Embedder
 
 ROWS_FILE, VECTORS_FILE = "unfinished.jsonl", "unfinished.f32"
 LOCK_WAIT_S = 2
 COPIED_ROWS = 8192
-
-
-class Embedder(Protocol):
-    """What a build needs of a model (lavis_apps.features has them)."""
-
-    def image_features(self, images: Sequence[Image]) -> Tensor:
-        """RGB pictures -> (B, P) of length one."""
 
 
 @dataclass(frozen=True)

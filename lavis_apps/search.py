@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from lavis_apps.index import Index, check_model, model_identity, nearest, read_index
 from lavis_apps.pictures import within
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from lavis_apps.features import Family
+    from lavis_apps.features import Embedder, Family
 
 PICTURES_AT_ONCE = 8  # opened and encoded together where hits are re-ranked
 
@@ -60,16 +60,6 @@ class Hit:
         told = {"image": self.image, "score": self.score, "rank": self.rank, "itc": self.itc}
         extra = {"itm": self.itm, "problem": self.problem}
         return told | {key: value for key, value in extra.items() if value is not None}
-
-
-class Embedder(Protocol):
-    """What a search needs of a model (lavis_apps.features has them)."""
-
-    def image_features(self, images: Sequence[Image]) -> Tensor:
-        """RGB pictures -> (B, P) of length one."""
-
-    def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> (B, P) of length one."""
 
 
 @dataclass

@@ -33,6 +33,13 @@ def test_first_tokens(matching: Blip) -> None:
         assert (tokens["input_ids"][range(3), ends] == vocabulary["[SEP]"]).all()
 
 
+def test_a_tokenizer_that_pads_on_the_left(matching: Blip, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = matching.tokens(TEXTS, first="[ENC]")
+    monkeypatch.setattr(matching.tokenizer, "padding_side", "left")
+    found = matching.tokens(TEXTS, first="[ENC]")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_published_tokenizers_without_the_two_tokens(matching: Blip) -> None:
     class Silent:
         def get_vocab(self) -> dict[str, int]:
