@@ -356,6 +356,9 @@ def refuse_without_effect(options: PredictOptions) -> None:
         (not (options.query and options.image), ("text_weight",), "needs --query and --image"),
         (not (options.rerank or options.localize), ("reranker",), "needs --rerank or --localize"),
     )
+    if options.task == "vqa" and not ranks and options.n and options.n > options.num_beams:
+        raise UserError(f"--n {options.n}: a search with {options.num_beams} beams has no more "
+                        f"answers; give --num_beams {options.n} too")  # fmt: skip
     defaults = {one.name: one.default for one in fields(options)}
     for is_off, flags, why in off:
         for name in flags if is_off else ():

@@ -342,6 +342,7 @@ def test_nothing_usable_is_an_error(predict, folder):
         (("--task", "vqa", "--image", "x", "--question", "a", "--candidates", "b", "--max_length",
           "5"), "--max_length is of generated answers"),
         (("--task", "vqa", "--image", "x", "--question", "a", "--ranked", "5"), "--ranked needs"),
+        (("--task", "vqa", "--image", "x", "--question", "a", "--n", "9"), "give --num_beams 9"),
         (("--task", "classification", "--image", "x", "--classes", "a", "--scoring", "itm",
           "--temperature", "2"), "--temperature is of cosines"),
         (("--task", "search", "--index", "x", "--query", "a", "--text_weight", "0.9"),
