@@ -69,7 +69,7 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
         modality_length,
         refuse_bad_samples,
     )
-    from shared.training_flags import check_training_flags
+    from shared.training_flags import check_training_flags, refuse_unproven_sharding
 
     # Data
     template = named_template(options.template)
@@ -89,7 +89,8 @@ def main(options: TrainOptions, training: TrainingArguments) -> None:
     if not len(held_out):
         training.eval_strategy = "no"
     check_training_flags(training, may_shard=True)
-    refuse_unproven_sharding(options, training)
+    refuse_unproven_sharding(training)
+    refuse_sharded_qlora(options.train_type)
     if options.projector:
         find_projector(options.projector)
     if training.ddp_find_unused_parameters is None:  # a batch of text alone uses the projector too
@@ -185,17 +186,11 @@ def set_accumulation(options: TrainOptions, training: TrainingArguments) -> None
     training.gradient_accumulation_steps = options.global_batch_size // together
 
 
-def refuse_unproven_sharding(options: TrainOptions, training: TrainingArguments) -> None:
-    """Raises UserError for what would hang or save wrong weights: ZeRO-3, FSDP2 under 4 bits."""
+def refuse_sharded_qlora(train_type: str) -> None:
+    """Raises UserError for FSDP2 under 4 bits, which would save wrong weights."""
     from shared.training_flags import fsdp_is_asked_for
 
-    plugin = getattr(training, "deepspeed_plugin", None)
-    if plugin is not None and plugin.zero_stage == 3:
-        raise UserError(
-            "DeepSpeed ZeRO-3: a process with text alone would not gather the vision tower and the "
-            "others would wait for it; FSDP2 shards the same: llava_repro/configs/fsdp2.yaml"
-        )
-    if options.train_type == "qlora" and fsdp_is_asked_for():
+    if train_type == "qlora" and fsdp_is_asked_for():
         raise UserError(
             "--train_type qlora with FSDP2: 4-bit weights are not sharded; with "
             "llava_repro/configs/ddp.yaml each GPU holds them whole"

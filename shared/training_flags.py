@@ -169,7 +169,7 @@ def fsdp_problems(training: TrainingArguments, may_shard: bool) -> list[str]:
 
 def refuse_unproven_sharding(training: TrainingArguments) -> None:
     """Raises UserError for DeepSpeed ZeRO-3, which would save empty weights: each process holds a
-    part of them. (FSDP is refused with the other flags.)"""
+    part of them. (`check_training_flags` decides about FSDP.)"""
     plugin = getattr(training, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
         raise UserError(

@@ -18,7 +18,7 @@ from llava_repro import assembling, settings, train, trainable
 from llava_repro.model import Llava
 from llava_repro.planning import read_config
 from llava_repro.results import check_projector, load_lora, read_projector
-from llava_repro.train import main, parse, refuse_unproven_sharding
+from llava_repro.train import main, parse, refuse_sharded_qlora
 from shared.options import UserError
 from shared.training import read_curve
 
@@ -502,22 +502,12 @@ def test_options_that_cannot_be_are_refused(
     assert message in refused(argv, monkeypatch)
 
 
-def test_sharding_that_would_hang_or_save_wrong_weights_is_refused(monkeypatch):
-    from types import SimpleNamespace
-
-    def refuse(train_type: str, stage: int | None = None) -> None:
-        plugin = None if stage is None else SimpleNamespace(zero_stage=stage)
-        training = SimpleNamespace(deepspeed_plugin=plugin)
-        refuse_unproven_sharding(SimpleNamespace(train_type=train_type), training)
-
-    refuse("qlora")
-    refuse("freeze_vision", stage=2)
-    with pytest.raises(UserError, match=r"ZeRO-3: .* wait for it; FSDP2 shards the same"):
-        refuse("freeze_vision", stage=3)
+def test_sharded_4_bit_weights_are_refused(monkeypatch):
+    refuse_sharded_qlora("qlora")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    refuse("lora")
+    refuse_sharded_qlora("lora")
     with pytest.raises(UserError, match="qlora with FSDP2: 4-bit weights are not sharded"):
-        refuse("qlora")
+        refuse_sharded_qlora("qlora")
 
 
 def test_sharding_without_gpus_is_refused(parts, shared_conversations, tmp_path, monkeypatch):
