@@ -149,7 +149,10 @@ def ask_in_batches(
         todo = [job for job in jobs if job.question.sample_id not in done]
         ask = open_ask() if todo else None
         with tqdm(
-            total=len(jobs), initial=len(jobs) - len(todo), desc="samples", disable=not progress
+            total=len(jobs),
+            initial=len(jobs) - len(todo),
+            desc="samples",
+            disable=not progress or None,
         ) as bar:
             for batch in batches_by_picture(todo, batch_size):
                 records = _answer(batch, ask)

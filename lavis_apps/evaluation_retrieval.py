@@ -110,7 +110,7 @@ def search_all(
             family.read_texts(texts[i : i + TEXTS_AT_ONCE]).vector
             for i in range(0, len(texts), TEXTS_AT_ONCE)
         ] or [torch.zeros(0, family.size)])  # fmt: skip
-        with tqdm(total=len(samples), desc="pictures", disable=not progress) as bar:
+        with tqdm(total=len(samples), desc="pictures", disable=not progress or None) as bar:
             for start in range(0, len(samples), batch_size):
                 images = []
                 for i in range(start, min(start + batch_size, len(samples))):
@@ -170,7 +170,7 @@ def match_pairs(
     with RecordWriter(path) if path else nullcontext() as writer:
         earlier = read_records(path) if path else {}
         for sample, row in tqdm(
-            gallery.place.items(), desc="matching", disable=not progress, unit="picture"
+            gallery.place.items(), desc="matching", disable=not progress or None, unit="picture"
         ):
             texts = np.flatnonzero(wanted[row]).tolist()
             key = gallery.samples[sample].sample_id

@@ -157,7 +157,9 @@ def answer_questions(
         done = {key for key, record in read_records(path).items() if record.get("status") == "ok"}
         todo = [job for job in jobs if job.question.sample_id not in done]
         answered = len(jobs) - len(todo)
-        with tqdm(total=len(jobs), initial=answered, desc="answering", disable=not progress) as bar:
+        with tqdm(
+            total=len(jobs), initial=answered, desc="answering", disable=not progress or None
+        ) as bar:
             for batch in batches_by_picture(todo, batch_size):
                 records = answer_batch(model, batch, open_picture)
                 writer.write(records)
@@ -382,7 +384,9 @@ def score_choices(
         }
         todo = [job for job in jobs if (job.question.sample_id, *choices(job)) not in done]
         scored = len(jobs) - len(todo)
-        with tqdm(total=len(jobs), initial=scored, desc="scoring", disable=not progress) as bar:
+        with tqdm(
+            total=len(jobs), initial=scored, desc="scoring", disable=not progress or None
+        ) as bar:
             for batch in batches_by_picture(todo, batch_size):
                 records = score_batch(
                     model, batch, choices, open_picture, length_normalisation, choice_batch_size

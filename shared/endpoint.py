@@ -124,7 +124,7 @@ def ask(
         }
         todo = _not_cached(endpoint, requests, cache, answered)
         under_way: set[Future[dict[str, Any]]] = set()
-        with tqdm(desc=f"asking {endpoint.model}", disable=not progress) as bar:
+        with tqdm(desc=f"asking {endpoint.model}", disable=not progress or None) as bar:
             while True:
                 for request in islice(todo, endpoint.concurrency - len(under_way)):
                     under_way.add(pool.submit(_send, client, endpoint, request))
