@@ -24,9 +24,9 @@ OWN: dict[str, dict[str, str]] = {
         "summary_base": "first   {value}   {name}",
         "summary_tuned": "second  {value}   {name}",
         "no_question": "(the picture alone)",
-        "confidence_what": "Confidence is the probability that the model gives to its answer, class "
-        "or match; of a caption the geometric mean of its tokens' probabilities. It is the model's "
-        "own figure, not a promise.",
+        "confidence_what": "Confidence is the probability that the model gives to its answer, "
+        "class or match; of a caption the geometric mean of its tokens' probabilities. It is the "
+        "model's own figure, not a promise.",
         "figures": "Figures of the task",
         "first_value": "First, %",
         "second_value": "Second, %",
@@ -54,8 +54,8 @@ OWN: dict[str, dict[str, str]] = {
         "summary_base": "前者  {value}   {name}",
         "summary_tuned": "后者  {value}   {name}",
         "no_question": "（仅图片）",
-        "confidence_what": "置信度是模型给自己的回答、类别或匹配判断的概率；对描述则是各个词元概率的"
-        "几何平均数。这是模型自己的数字，不是保证。",
+        "confidence_what": "置信度是模型给自己的回答、类别或匹配判断的概率；"
+        "对描述则是各个词元概率的几何平均数。这是模型自己的数字，不是保证。",
         "figures": "本任务的各项数值",
         "first_value": "前者，%",
         "second_value": "后者，%",
