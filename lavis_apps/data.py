@@ -107,7 +107,7 @@ def class_names(data_root: Path) -> dict[str, str]:
         return {name: name for name in sorted(present)}
     names: dict[str, str] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     for number, line in enumerate(lines, start=1):

@@ -49,19 +49,17 @@ def score_task(
         "localization": lambda rows: score_localization(rows, seed),
     }[task]
     rows, metrics = score(records)
-    ok = {record["sample_id"] for record in records if record["status"] == "ok"}
-    answered = [row for row in rows if row["sample_id"] in ok and row["score"] is not None]
+    answered = [record for record in records if record["status"] == "ok"]
+    n_errors = sum(record["status"] == "error" for record in records)
+    without = score(answered)[1] if n_errors else metrics
     found = {
         "task": task,
         **metrics,
-        "excluding_errors": estimate(
-            [row["score"] for row in answered], [row["image_id"] for row in answered],
-            "no answer to score",
-        ),
+        "excluding_errors": without["accuracy"],
         "counts": {
             "expected": expected,
-            "answered": len(ok),
-            "errors": sum(record["status"] == "error" for record in records),
+            "answered": len(answered),
+            "errors": n_errors,
             "missing": expected - len(records),
             "empty": sum(record["answer"] == "" for record in records),
             "cut": sum(record["finish_reason"] == "length" for record in records),

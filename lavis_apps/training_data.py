@@ -93,7 +93,8 @@ def open_training_data(options: TrainOptions, seed: int) -> TrainingData:
             raise UserError(f"{root}: nothing to learn in it; the first problem: {problems[0]}")
     held = held_out(options, classes, seed)
     if held is not None:
-        shared = {Path(row.image) for row in held.samples} & numbers.keys()
+        learned_from = {path.absolute() for path in numbers}
+        shared = {Path(row.image).absolute() for row in held.samples} & learned_from
         if shared:
             raise UserError(
                 f"{len(shared)} pictures of the validation split are learned from, first: "

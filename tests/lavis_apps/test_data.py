@@ -35,7 +35,8 @@ def test_class_folders(tmp_path):
 
 def test_readable_names_in_their_order(tmp_path):
     root = folders(tmp_path, "val/n02/a.jpg", "val/n01/a.jpg")
-    (root / "classes.txt").write_text("n02\tgreat white shark\nn01 tench\n")
+    lines = "n02\tgreat white shark\nn01 tench\n"
+    (root / "classes.txt").write_text(lines, encoding="utf-8-sig")  # as Notepad saves it
     data = load_task_data("classification", root, "val")
     assert data.classes == ("great white shark", "tench")
     assert [s.label for s in data.samples] == ["tench", "great white shark"]

@@ -86,8 +86,12 @@ def test_questions_have_their_answers_by_share(tmp_path):
     )
 
 
-def test_a_validation_picture_is_never_learned_from(tmp_path):
+def test_a_validation_picture_is_never_learned_from(tmp_path, monkeypatch):
     root = coco(tmp_path / "coco")
+    monkeypatch.chdir(tmp_path)
+    other = ("--train_splits", "val2014", "--validation_root", "coco")  # the same, spelled anew
+    with pytest.raises(UserError, match="4 pictures of the validation split are learned from"):
+        open_training_data(options_of("caption", root, more=other), 0)
     more = ("--train_splits", "train2014", "val2014")
     with pytest.raises(UserError, match="4 pictures of the validation split are learned from"):
         open_training_data(options_of("caption", root, more=more), 0)
