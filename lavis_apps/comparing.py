@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lavis_apps.scoring_itm import bootstrap_rows, weighted_auroc
+from lavis_apps.scoring_itm import bootstrap_rows, ordered_scores, weighted_auroc
 from lavis_apps.scoring_retrieval import DIRECTIONS, RANKS, RECALLS, hit, picture_shares
 from shared.report import Report, Section, Table, interval, p_value, percent, points
 from shared.report import Row as PageRow
@@ -95,22 +95,19 @@ def _matching(base: Run, tuned: Run, both: Sequence[str], seed: int) -> list[Row
     pictures = [base.scored[key]["image_id"] for key in both]
     kinds = [base.scored[key]["positive"] for key in both]
     for key, name in (("itm", "AUROC of ITM"), ("itc", "AUROC of ITC")):
-        known = [i for i, k in enumerate(both)
-                 if None not in (base.scored[k][key], tuned.scored[k][key])]  # fmt: skip
-        values = [[run.scored[both[i]][key] for i in known] for run in (base, tuned)]
-        own = [kinds[i] for i in known]
-        areas = [weighted_auroc(scores, own) for scores in values]
-        if not known or None in areas:
+        values = [ordered_scores([run.scored[k] for k in both], key) for run in (base, tuned)]
+        areas = [weighted_auroc(scores, kinds) for scores in values]
+        if None in areas:
             continue
-        ones = _ones(len(known))
+        ones = _ones(len(both))
         first, second = (float(area(ones)[0]) for area in areas)
         low, high, note = bootstrap_rows(
             lambda weights, areas=areas: areas[1](weights) - areas[0](weights),
-            [pictures[i] for i in known], seed=seed,
+            pictures, seed=seed,
         )  # fmt: skip
         rows.append({
             "metric": name, "first": first, "second": second, "difference": second - first,
-            "low": low, "high": high, "p_value": None, "test": None, "n": len(known),
+            "low": low, "high": high, "p_value": None, "test": None, "n": len(both),
             "wins": None, "ties": None, "losses": None, "note": note,
         })  # fmt: skip
     return rows

@@ -97,14 +97,19 @@ def auroc_estimate(
     return _figure(value, low, high, len(scores), pictures, note, digits=2)
 
 
+def ordered_scores(rows: Sequence[Record], key: str) -> list[float]:
+    """The rows' scores; an error has no place in their order, so that a true pair with an error
+    counts as the lowest, a false one as the highest."""
+    worst = {True: float("-inf"), False: float("inf")}
+    return [worst[row["positive"]] if row[key] is None else row[key] for row in rows]
+
+
 def score_matching(
     records: Sequence[Record], seed: int = 0
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows (`score`: rightly told whether they match, at ITM 0.5) and figures.
 
-    The headline is the AUROC of the ITM probability, beside it that of the ITC cosine. An error has
-    no place in the order of the scores: a true pair with an error counts as the lowest, a false
-    one as the highest.
+    The headline is the AUROC of the ITM probability, beside it that of the ITC cosine.
     """
     rows = []
     for record in records:
@@ -118,10 +123,8 @@ def score_matching(
         })  # fmt: skip
     figures = {}
     for key in ("itm", "itc"):
-        worst = {True: float("-inf"), False: float("inf")}
-        scores = [worst[r["positive"]] if r[key] is None else r[key] for r in rows]
-        kinds = [r["positive"] for r in rows]
-        figures[key] = auroc_estimate(scores, kinds, [r["image_id"] for r in rows], seed)
+        kinds, pictures = [r["positive"] for r in rows], [r["image_id"] for r in rows]
+        figures[key] = auroc_estimate(ordered_scores(rows, key), kinds, pictures, seed)
     right = [row["score"] for row in rows]
     pictures = [row["image_id"] for row in rows]
     return rows, {

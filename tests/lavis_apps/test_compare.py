@@ -104,6 +104,13 @@ def test_auroc_differences_draw_the_same_pictures(tmp_path):
         assert row["first"] == pytest.approx(auroc(own + others, kinds))
         assert row["second"] > row["first"]
         assert row["low"] <= row["difference"] <= row["high"]
+    broken = pairs(0.15)
+    broken[0] = record("0-match", None, image_id=0, image="0.jpg", answer_type=MATCH,
+                       references=[MATCH])  # fmt: skip
+    folders = run_both(tmp_path / "broken", "matching", pairs(0.0), broken)
+    base, tuned = (read_run(Path(folder)) for folder in folders)
+    for row, key in zip(metric_rows(base, tuned), ("itm", "itc"), strict=True):
+        assert 100 * row["second"] == pytest.approx(tuned.metrics["auroc"][key]["value"], abs=0.01)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
