@@ -23,8 +23,8 @@ from blip2_qlora.demo_texts import TEXTS
 from blip2_qlora.settings import EXPERIMENT
 from shared.comparison import picture_file
 from shared.gradio_parts import Language, device_line, error_notice, synthetic_notice
-from shared.images import ImageError, open_image
 from shared.options import OUTPUTS, UserError, portable_path
+from shared.uploads import open_upload
 from shared.vqav2 import load_rows
 
 if TYPE_CHECKING:
@@ -109,14 +109,13 @@ def draw_asking(language: Language, asker: Asker, advice: tuple[str, str]) -> No
         if given is None:
             return gr.skip(), refusal or waiting, refusal
         try:
-            open_upload(given, texts)
+            open_upload(given, texts["bad_picture"])
             return gr.skip(), waiting, ""
         except Exception as error:
             notice = error_notice(language, error)
             return None, notice, notice
 
-    # Unprocessed values: Gradio's own reading of a broken picture would hide the cause. That the
-    # file is an upload, and no other file of this machine, Gradio checks in either case.
+    # Unprocessed values: Gradio's own reading of a broken picture would hide the cause.
     gr.on(
         [button.click, question.submit], ask, [picture, question, refused], result,
         preprocess=False, api_visibility="private", concurrency_id="model",
@@ -148,17 +147,7 @@ def check_input(
     tokens, room = asker.length(question)
     if tokens > room:
         raise UserError(texts["too_long"].format(tokens=f"{tokens:,}", room=room))
-    return open_upload(given, texts)
-
-
-def open_upload(given: dict[str, Any], texts: dict[str, str]) -> Image:
-    """An uploaded picture; UserError with its own name, not that of the temporary file."""
-    try:
-        return open_image(given["path"])
-    except ImageError as error:
-        cause = str(error).removeprefix(f"{given['path']}: ")
-        name = given.get("orig_name") or Path(given["path"]).name
-        raise UserError(texts["bad_picture"].format(name=name, cause=cause)) from error
+    return open_upload(given, texts["bad_picture"])
 
 
 def draw_browsing(

@@ -2,7 +2,7 @@
 
 Gradio hands the values of a request on as they came (`preprocess=False`): its own reading of a
 broken picture would hide the cause, so everything is checked here, and a request may send anything.
-Also that a file is an upload: Gradio checks it only of requests that say that they name a file.
+Also that a file is an upload: see shared/uploads.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_apps.app_html import notice_html, small_html
@@ -20,9 +19,9 @@ from lavis_apps.app_models import Shelf, is_synthetic, short_name, size_text
 from lavis_apps.app_search import Searched
 from lavis_apps.app_settings import Examples
 from lavis_apps.app_texts import TEXTS
+from shared import uploads
 from shared.answering import text_problem
 from shared.gradio_parts import Language, cause_of, device_line
-from shared.images import ImageError, open_image
 from shared.options import UserError
 
 if TYPE_CHECKING:
@@ -268,40 +267,25 @@ def toast(language: Language, error: Exception) -> gr.Error:
 # Values as requests send them
 
 
-def is_upload(path: Any) -> bool:
-    """Whether this is a file in the folder where Gradio puts uploads and examples, links followed.
-
-    Gradio 6.31 passes other paths on where a request's picture has no `meta` beside its `path`.
-    """
-    from gradio.utils import get_upload_folder
-
-    folder = Path(get_upload_folder()).resolve()
-    return (
-        isinstance(path, str) and "\0" not in path and Path(path).resolve().is_relative_to(folder)
-    )
-
-
 def open_upload(given: Any, texts: Mapping[str, str]) -> Image:
     """Told with the upload's own name, not that of the temporary file."""
-    if not isinstance(given, Mapping) or not is_upload(given.get("path")):
+    if not isinstance(given, Mapping) or not uploads.is_upload(given.get("path")):
         raise Told(texts["no_picture"])
     try:
-        return open_image(given["path"])
-    except ImageError as error:
-        name = given.get("orig_name") or given["path"].rpartition("/")[2]
-        cause = str(error).removeprefix(f"{given['path']}: ")
-        raise Told(texts["bad_picture"].format(name=name, cause=cause)) from error
+        return uploads.open_upload(given, texts["bad_picture"])
+    except UserError as error:
+        raise Told(str(error)) from error
 
 
 def open_uploads(given: Any, texts: Mapping[str, str]) -> list[tuple[str, Image]]:
     """(name, picture) of each of a gallery's."""
     entries = given if isinstance(given, list) else []
-    uploads = [entry.get("image") for entry in entries if isinstance(entry, Mapping)]
-    if len(uploads) > MAX_PICTURES:
-        raise Told(texts["too_many"].format(n=len(uploads), most=MAX_PICTURES))
+    pictures = [entry.get("image") for entry in entries if isinstance(entry, Mapping)]
+    if len(pictures) > MAX_PICTURES:
+        raise Told(texts["too_many"].format(n=len(pictures), most=MAX_PICTURES))
     return [
         (str(upload.get("orig_name") or number), open_upload(upload, texts))
-        for number, upload in enumerate(uploads, start=1)
+        for number, upload in enumerate(pictures, start=1)
         if isinstance(upload, Mapping)
     ]
 

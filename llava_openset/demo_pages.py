@@ -25,8 +25,8 @@ from llava_openset.demo_texts import TEXTS
 from llava_openset.matching import ABSTAIN, AMBIGUOUS, UNKNOWN, match_answer
 from llava_openset.protocols import CHOICE_SCORES
 from shared.gradio_parts import Language, device_line, error_notice, synthetic_notice
-from shared.images import ImageError, open_image
 from shared.options import UserError
+from shared.uploads import is_upload, open_upload
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -257,7 +257,7 @@ def asking(common: Page, language: Language) -> Callable[..., tuple[Shown, Any]]
             if given is None:
                 raise UserError(texts["no_picture"])
             names = read_classes(written, texts)
-            check_picture(given, texts)
+            open_upload(given, texts["bad_picture"])
             (asked,) = ask_pictures(common, key, [given], names)
             if asked.error:
                 raise UserError(texts["cannot_ask"].format(cause=asked.error))
@@ -374,7 +374,7 @@ def looking(language: Language) -> Callable[..., tuple[Any, Shown]]:
         if shown.asked and shown.asked.likely.name == given["path"]:
             return gr.skip(), shown  # a quick visitor's question was answered before this look
         try:
-            check_picture(given, texts)
+            open_upload(given, texts["bad_picture"])
             return gr.skip(), Shown()
         except Exception as error:
             notice = error_notice(language, error)
@@ -422,15 +422,6 @@ def check_score(score: Any) -> None:
         raise UserError(f"score {score!r:.40}: one of {', '.join(CHOICE_SCORES)}")
 
 
-def check_picture(given: dict[str, Any], texts: dict[str, str]) -> None:
-    """UserError with the upload's own name, not that of the temporary file."""
-    try:
-        open_image(given["path"])
-    except ImageError as error:
-        cause = str(error).removeprefix(f"{given['path']}: ")
-        raise UserError(texts["bad_picture"].format(name=own_name(given), cause=cause)) from error
-
-
 def own_name(given: Mapping[str, Any]) -> str:
     return given.get("orig_name") or Path(given["path"]).name
 
@@ -441,7 +432,9 @@ def ask_pictures(
     """Uploads in their order, each asked for a free answer and for the classes' likelihoods."""
     if key not in VARIANTS:
         raise UserError(f"prompt {key!r:.40}: one of {', '.join(VARIANTS)}")
-    files = [str(upload["path"]) for upload in given]
+    if not all(is_upload(upload["path"]) for upload in given):
+        raise UserError("only an uploaded picture is opened")
+    files = [upload["path"] for upload in given]
     free, likely = (
         classify(
             common.model, protocol, files, classes, common.question, form=common.form,

@@ -21,12 +21,11 @@ from llava_repro.demo_texts import TEXTS
 from shared.answering import is_out_of_memory
 from shared.conversations import segments_of
 from shared.gradio_parts import Language, device_line, error_notice, synthetic_notice
-from shared.images import ImageError, open_image
 from shared.options import UserError, portable_path
+from shared.uploads import open_upload
 
 if TYPE_CHECKING:
     import gradio as gr
-    from PIL.Image import Image
 
     from llava_repro.answering import LlavaAnswerer
     from shared.answering import Answer
@@ -157,7 +156,7 @@ def asking(common: Page, language: Language) -> Callable[..., Iterator[tuple[Any
         try:
             if not text and not files:
                 raise UserError(texts["nothing"])
-            images = [open_upload(file, texts) for file in files]
+            images = [open_upload(file, texts["bad_picture"]) for file in files]
             asked = [{"role": "user", "content": {"path": file}} for file in files]
             asked += [message("user", text)] if text else []
             visitor.shown = before + asked
@@ -302,15 +301,6 @@ def message(role: str, text: str) -> dict[str, Any]:
 
 def chosen(temperature: float, top_p: float, max_new_tokens: float) -> Decoding:
     return Decoding(temperature=temperature, top_p=top_p, max_new_tokens=int(max_new_tokens))
-
-
-def open_upload(file: str, texts: dict[str, str]) -> Image:
-    """An uploaded picture; UserError with its own name, not the temporary folder's."""
-    try:
-        return open_image(file)
-    except ImageError as error:
-        cause = str(error).removeprefix(f"{file}: ")
-        raise UserError(texts["bad_picture"].format(name=Path(file).name, cause=cause)) from error
 
 
 def explained(language: Language, error: Exception) -> str:

@@ -31,10 +31,10 @@ from shared.conversation_files import IMAGE_TAG
 from shared.gradio_parts import Language, cause_of, device_line, synthetic_notice
 from shared.images import ImageError, open_image
 from shared.options import UserError
+from shared.uploads import open_upload
 
 if TYPE_CHECKING:
     import gradio as gr
-    from PIL.Image import Image
 
     from qwen_clip_llava_lora.contrast import Asked, Contrast, Decoding, Reply
 
@@ -262,7 +262,7 @@ def draw_one(language: Language, common: Page, settings: Sequence[Any]) -> None:
         """A file that is no picture is taken off: the browser would show a broken icon."""
         try:
             if given is not None:
-                open_upload(given, texts)
+                open_upload(given, texts["bad_picture"])
             return gr.skip()
         except UserError as error:
             gr.Warning(html.escape(str(error)), duration=TOAST_S)
@@ -434,7 +434,7 @@ def typed(uploads: Sequence[Mapping[str, Any]], written: str | None, texts: Any)
     """Pictures and a question that a visitor gave. Raises UserError in the page's words."""
     from qwen_clip_llava_lora.contrast import Asked
 
-    images = tuple(open_upload(upload, texts) for upload in uploads)
+    images = tuple(open_upload(upload, texts["bad_picture"]) for upload in uploads)
     text = (written or "").strip()
     if not text:
         raise UserError(texts["no_question"])
@@ -444,16 +444,6 @@ def typed(uploads: Sequence[Mapping[str, Any]], written: str | None, texts: Any)
     if n not in (0, len(images)):
         raise UserError(texts["bad_tags"].format(n=n, pictures=len(images)))
     return Asked(text, images)
-
-
-def open_upload(given: Mapping[str, Any], texts: Mapping[str, str]) -> Image:
-    """UserError with the upload's own name, not that of the temporary file."""
-    try:
-        return open_image(given["path"])
-    except ImageError as error:
-        name = given.get("orig_name") or given["path"].rpartition("/")[2]
-        cause = str(error).removeprefix(f"{given['path']}: ")
-        raise UserError(texts["bad_picture"].format(name=name, cause=cause)) from error
 
 
 # Small parts

@@ -124,6 +124,15 @@ def write_comparison(folder: Path) -> tuple[Path, Path]:
     return write_run(runs / "zero", "base", root), write_run(runs / "tuned", "tuned", root)
 
 
+@pytest.fixture(autouse=True)
+def uploads_folder(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures that a test hands to the page's functions itself count as uploaded."""
+    if not request.node.get_closest_marker("browser"):
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+
+
 @pytest.fixture
 def runs(tmp_path: Path) -> tuple[Path, Path]:
     return write_comparison(tmp_path)
@@ -773,20 +782,26 @@ def test_two_visitors_at_once_get_their_own_answers(
 
 @pytest.mark.browser
 @pytest.mark.slow
+@pytest.mark.parametrize("beside", [{"meta": {"_type": "gradio.FileData"}}, {}])
 def test_no_visitor_reads_the_servers_files(
-    demo: SimpleNamespace, picture_files: list[Path]
+    demo: SimpleNamespace, picture_files: list[Path], beside: dict[str, Any]
 ) -> None:
     """A forged request names a picture on the server's disk in the place of an upload."""
     with httpx.Client(trust_env=False, base_url=demo.address, timeout=60) as client:
         config = client.get("config").json()
         ask = next(d for d in config["dependencies"] if d["api_name"] == "ask")
-        forged = {"path": str(picture_files[0]), "meta": {"_type": "gradio.FileData"}}
+        forged = {"path": str(picture_files[0]), **beside}
+        session = f"forged{len(beside)}"
         joined = client.post(
             "gradio_api/queue/join",
-            json={"data": [forged, QUESTION], "fn_index": ask["id"], "session_hash": "forged"},
+            json={
+                "data": [forged, QUESTION],
+                "fn_index": ask["id"],
+                "session_hash": session,
+            },
         )
         assert joined.status_code == 200, joined.text
-        with client.stream("GET", "gradio_api/queue/data?session_hash=forged") as stream:
+        with client.stream("GET", f"gradio_api/queue/data?session_hash={session}") as stream:
             events = [json.loads(line[6:]) for line in stream.iter_lines() if line[:5] == "data:"]
     (done,) = [event for event in events if event["msg"] == "process_completed"]
     assert done["success"] is False

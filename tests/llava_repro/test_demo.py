@@ -54,6 +54,15 @@ def test_both_languages_say_the_same_things() -> None:
         assert fields_of(text) == fields_of(TEXTS["zh"][key]), key
 
 
+@pytest.fixture(autouse=True)
+def uploads_folder(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures that a test hands to the page's functions itself count as uploaded."""
+    if not request.node.get_closest_marker("browser"):
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def chatty_model(
     tiny_llava_folder: Callable[..., Path], llava_parts: dict[str, Any],
@@ -105,7 +114,9 @@ def test_an_error_keeps_what_was_typed_and_the_history(
 ) -> None:
     visitor, page = Visitor(), page_of(answerer, tmp_path)
     sampling = ("model", 0.0, 1.0, 12)
-    *_, last = asking(page, "en")({"text": "one?", "files": [picture_files[0]]}, visitor, *sampling)
+    *_, last = asking(page, "en")(
+        {"text": "one?", "files": [str(picture_files[0])]}, visitor, *sampling
+    )
     shown, turns = list(visitor.shown), list(visitor.conversation.turns)
     assert [message["role"] for message in last[0]] == ["user", "user", "assistant"]
     assert last[0][-1]["content"] == turns[1][1]
@@ -131,7 +142,7 @@ def test_causes_are_told_in_the_page_s_language(tmp_path: Path) -> None:
     assert "清空" in explained("zh", room)
     missing = tmp_path / "gone.png"
     with pytest.raises(UserError, match=r"无法使用 gone\.png"):
-        open_upload(str(missing), TEXTS["zh"])
+        open_upload(str(missing), TEXTS["zh"]["bad_picture"])
 
 
 def test_a_flag_keeps_the_conversation_and_its_pictures(
@@ -410,8 +421,9 @@ def test_the_chinese_page_speaks_chinese_also_in_its_errors(
 
 @pytest.mark.browser
 @pytest.mark.slow
+@pytest.mark.parametrize("beside", [{"meta": {"_type": "gradio.FileData"}}, {}])
 def test_no_visitor_reads_the_servers_files_or_another_s_history(
-    demo: SimpleNamespace, picture_files: list[Path]
+    demo: SimpleNamespace, picture_files: list[Path], beside: dict[str, Any]
 ) -> None:
     """A forged request names a picture on the server's disk in the place of an upload, and
     sends a history of its own."""
@@ -422,9 +434,7 @@ def test_no_visitor_reads_the_servers_files_or_another_s_history(
         def send(files: list[Path], session: str) -> str:
             given = {
                 "text": "hi",
-                "files": [
-                    {"path": str(file), "meta": {"_type": "gradio.FileData"}} for file in files
-                ],
+                "files": [{"path": str(file), **beside} for file in files],
             }
             forged = {"conversation": {"turns": [["human", "secret"], ["gpt", "words"]]}}
             client.post(
@@ -436,9 +446,9 @@ def test_no_visitor_reads_the_servers_files_or_another_s_history(
                 lines = [line[6:] for line in stream.iter_lines() if line[:5] == "data:"]
             return "\n".join(lines)
 
-        stolen = send(picture_files[:1], "thief")
+        stolen = send(picture_files[:1], f"thief{len(beside)}")
         assert '"success": false' in stolen or '"success":false' in stolen
         assert "bot" not in stolen
-        told = send([], "forger")
+        told = send([], f"forger{len(beside)}")
         assert "secret" not in told
         assert "im_start" in told

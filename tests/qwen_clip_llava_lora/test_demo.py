@@ -235,7 +235,8 @@ def test_the_answers_grow_and_then_differ_with_scores(common):
         (["red.png", "blue.png"], "Is <image> red?", "has 1 <image>, but there are 2", "有 1 个"),
     ],
 )
-def test_what_cannot_be_asked_is_told(files, uploads, question, english, chinese):
+def test_what_cannot_be_asked_is_told(monkeypatch, files, uploads, question, english, chinese):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(files.folder))
     given = [upload_of(files.folder / name) for name in uploads]
     for language, cause in (("en", english), ("zh", chinese)):
         with pytest.raises(UserError, match=re.escape(cause)) as caught:
@@ -591,7 +592,8 @@ def test_stop_ends_both_answers_and_the_next_question_is_answered(
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_no_visitor_reads_the_servers_files_or_calls_an_api(demo, files) -> None:
+@pytest.mark.parametrize("beside", [{"meta": {"_type": "gradio.FileData"}}, {}])
+def test_no_visitor_reads_the_servers_files_or_calls_an_api(demo, files, beside) -> None:
     """Forged requests name a picture on the server's disk in the place of an upload."""
     with httpx.Client(trust_env=False, base_url=demo.address, timeout=60) as client:
         assert client.get("gradio_api/info").json() == {
@@ -605,10 +607,10 @@ def test_no_visitor_reads_the_servers_files_or_calls_an_api(demo, files) -> None
             if d["api_name"].startswith("handle") and len(d["inputs"]) == 10
         ]  # fmt: skip
         assert len(asks) == 4  # own picture, several pictures, in two languages
-        forged = {"path": str(files.pictures[0]), "meta": {"_type": "gradio.FileData"}}
+        forged = {"path": str(files.pictures[0]), **beside}
         one, many = forged, [{"image": forged, "caption": None}]
         for fn, given in zip(asks, (one, many, one, many), strict=True):
-            session = f"thief{fn['id']}"
+            session = f"thief{fn['id']}{len(beside)}"
             data = [None, "base", "course", *SETTINGS, given, "What is it?"]
             joined_queue = client.post(
                 "gradio_api/queue/join",
