@@ -40,9 +40,11 @@ class Training:
     vqa: tuple[str, ...] = ()
 
 
+# Whether these are the weights before or after fine-tuning on COCO, their cards do not say; the
+# pre-training had those captions too.
 CAPTIONS = Training(
-    "COCO captions, Karpathy's training part (train2014 and most of val2014)",
-    f"{BLIP_CONFIGS}/caption_coco.yaml", coco=KARPATHY_TRAIN,
+    "COCO captions, Karpathy's training part (train2014 and most of val2014), among others",
+    f"{BLIP_CONFIGS}/caption_coco.yaml; {BLIP_CONFIGS}/pretrain.yaml", coco=KARPATHY_TRAIN,
 )  # fmt: skip
 RETRIEVAL = Training(
     "COCO captions, Karpathy's training part (train2014 and most of val2014)",
