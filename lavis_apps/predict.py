@@ -29,7 +29,7 @@ from lavis_apps.pictures import chosen_pictures
 from lavis_apps.predict_settings import PredictOptions
 from lavis_apps.settings import TOY_IMAGES, TOY_INDEX, TOY_MODELS
 from shared.images import IMAGE_SUFFIXES
-from shared.options import UserError, guarded, parse_options
+from shared.options import MissingError, UserError, guarded, parse_options
 from shared.output_files import check_output, new_file
 
 LONGEST = 500  # characters of a text on the screen; --json has the whole
@@ -121,10 +121,18 @@ def print_plan(options: PredictOptions, pictures: list[Path]) -> None:
         index = read_index(Path(str(options.index)))
         print(f"index:    {options.index}, {len(index.images)} pictures")
         model = model or index.model
+    from shared.datasets_index import load_index
     from shared.loading import model_folder, weight_files
     from shared.options import read_json
 
-    folder = model_folder(str(model))
+    try:
+        folder = model_folder(str(model))
+    except MissingError as error:
+        published = {entry["id"]: entry["bytes"] for entry in load_index()["models"].values()}
+        if str(model) in published:
+            print(f"weights:  about {published[str(model)] / 1e9:.1f} GB, the memory for them too")
+        print(f"model:    {error}")
+        return
     kind = read_json(folder / "config.json").get("model_type")
     size = sum(file.stat().st_size for file in weight_files(folder)) / 1e6
     print(f"model:    {model} ({kind}, {size:,.1f} MB of weights)")

@@ -85,6 +85,8 @@ WITHOUT_TORCH = (
     "lavis_apps.index_building",
     "lavis_apps.build_index",
     "lavis_apps.search",
+    "lavis_apps.app",
+    "lavis_apps.blip_demo",
 )
 
 

@@ -446,3 +446,16 @@ def test_from_inside_its_folder_with_json_on_standard_output_alone(folder, tiny_
     refused = run("--task", "caption", "--classes", "a")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith("error: --classes is not used")
+
+
+def test_a_rehearsal_needs_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shared.loading.DATA_ROOT", tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    argv = ["--task", "caption", "--image", str(tmp_path / "a.png"), "--dry_run"]
+    main(parse_options(PredictOptions, description="", argv=argv))
+    said = capsys.readouterr().out
+    assert "about 1.0 GB" in said
+    assert "python -m shared.download Salesforce/blip-image-captioning-base" in said
