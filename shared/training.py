@@ -13,6 +13,7 @@ processes share the run folder.
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import shutil
@@ -115,6 +116,7 @@ class VlmTrainer(Trainer):
         self.learning_rates = dict(learning_rates or {})
         self.sampler = sampler
         self._latest: tuple[int, dict[str, float]] = (-1, {})
+        atexit.register(leave_process_group)
         self._staging: Path | None = None
 
     @property
@@ -404,6 +406,13 @@ class VlmTrainer(Trainer):
 
     def _unlogged_file(self, checkpoint: str) -> Path:
         return Path(checkpoint) / f"loss_{self.args.process_index}.json"
+
+
+def leave_process_group() -> None:
+    """What several processes talk through is closed before Python ends: threads of it that outlive
+    the interpreter can abort a process whose training was finished (exit status -6)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def check_gradients(model: nn.Module, where: str) -> None:
